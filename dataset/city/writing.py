@@ -1,0 +1,188 @@
+"""Writing images: many regions over several processes, each file whole or absent, picking up where a run was cut off."""
+
+import json
+import logging
+import os
+import time
+from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
+from dataclasses import dataclass
+from functools import lru_cache
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from .plan import City
+from .render import region_raster, render_aerial, render_ground
+
+log = logging.getLogger(__name__)
+
+VERSION = 1  # raised whenever the same arguments make other bytes
+UNFINISHED = "city.unfinished.json"
+FINISHED = "city.json"
+
+
+class CityError(Exception):
+    """A mistake of the user, told in one sentence."""
+
+
+@dataclass(frozen=True)
+class Shot:
+    """One image to render: `key` seeds its generator, `extent` is the elevation span or the tile's side."""
+
+    path: str  # relative to the root
+    view: str  # ground | aerial
+    x: float
+    y: float
+    size: tuple  # (width, height)
+    extent: tuple | float
+    key: tuple
+    heading: float = 0.0
+
+
+@dataclass(frozen=True)
+class Region:
+    """Shots of one part of a city, rendered from one raster."""
+
+    seed: int
+    index: int
+    style: object
+    box: tuple  # (west, south, east, north)
+    cell: float
+    shots: tuple
+
+
+def write_image(path, pixels):
+    """Save an image under a temporary name, then rename it: a file that exists is whole."""
+    part = path.with_name(f".{path.name}.part")
+    options = {"quality": 90, "subsampling": 0} if path.suffix == ".jpg" else {"compress_level": 1}
+    try:
+        with open(part, "wb") as file:
+            Image.fromarray(pixels).save(file, "JPEG" if path.suffix == ".jpg" else "PNG", **options)
+        os.replace(part, path)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def write_text(path, text):
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(text)
+    os.replace(part, path)
+
+
+def render_region(root, region):
+    """Render the shots of a region that are not yet on disk."""
+    root = Path(root)
+    missing = [shot for shot in region.shots if not (root / shot.path).exists()]
+    _count(len(region.shots) - len(missing))
+    if not missing:
+        return
+    city = _city(region.seed, region.index, region.style)
+    raster = region_raster(city, region.box, region.cell)
+    for shot in missing:
+        rng = np.random.default_rng(shot.key)
+        north = region.style.sun_from_north
+        if shot.view == "aerial":
+            pixels = render_aerial(raster, shot.x, shot.y, shot.extent, shot.size[0], rng, north)
+        else:
+            pixels = render_ground(raster, shot.x, shot.y, shot.size, shot.extent, rng, shot.heading, north)
+        write_image(root / shot.path, pixels)
+        _count(1)
+
+
+@lru_cache(4)
+def _city(seed, index, style):
+    return City(seed, index, style)
+
+
+_done = None  # counter shared by the processes
+
+
+def _share(counter):
+    global _done
+    _done = counter
+
+
+def _count(n):
+    if _done is not None:
+        with _done.get_lock():
+            _done.value += n
+
+
+def render_all(root, regions, jobs):
+    """Render all regions over `jobs` processes, with a progress bar on a terminal."""
+    total = sum(len(r.shots) for r in regions)
+    for folder in {os.path.dirname(s.path) for r in regions for s in r.shots}:
+        (Path(root) / folder).mkdir(parents=True, exist_ok=True)
+    context = get_context()
+    counter = context.Value("q", 0)
+    with tqdm(total=total, unit="img", disable=None, desc="rendering") as bar:
+        if jobs == 1:
+            _share(counter)
+            for region in regions:
+                render_region(root, region)
+                bar.update(counter.value - bar.n)
+            return
+        with ProcessPoolExecutor(jobs, context, _share, (counter,)) as pool:
+            try:
+                waiting = {pool.submit(render_region, str(root), region) for region in regions}
+                while waiting:
+                    done, waiting = wait(waiting, 0.3, FIRST_EXCEPTION)
+                    bar.update(counter.value - bar.n)
+                    for future in done:
+                        future.result()
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+
+
+def open_folder(root, arguments):
+    """Make or take up the output folder; returns whether it already holds the finished set.
+
+    Raises:
+        CityError: it holds other things, or a city made with other arguments, or cannot be written.
+    """
+    root = Path(root)
+    wanted = {"version": VERSION, **arguments}
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        entries = sorted(p.name for p in root.iterdir())
+        for name in (FINISHED, UNFINISHED):
+            if name in entries:
+                found = _read_arguments(root / name)
+                differing = [k for k in {**found, **wanted} if found.get(k) != wanted.get(k)]
+                if differing:
+                    k = sorted(differing)[0]
+                    raise CityError(
+                        f"{root} holds a city made with {k} {found.get(k)!r}, not {wanted.get(k)!r}: "
+                        "give the same arguments to go on with it, or another --out."
+                    )
+                return name == FINISHED
+        if entries:
+            raise CityError(
+                f"{root} is not empty and holds no city ({entries[0]}, ...): give an empty or new folder as --out."
+            )
+        write_text(root / UNFINISHED, json.dumps({"arguments": wanted}))
+    except (NotADirectoryError, FileExistsError):
+        raise CityError(f"{root} cannot be used as a folder: a file is in the way.") from None
+    return False
+
+
+def _read_arguments(path):
+    try:
+        return json.loads(path.read_text())["arguments"]
+    except (ValueError, KeyError, TypeError):
+        raise CityError(
+            f"{path} cannot be read as the record of a city: remove it or give another --out."
+        ) from None
+
+
+def close_folder(root, arguments, record):
+    """Write city.json, the last file: with it the set is complete."""
+    started = time.time()
+    write_text(Path(root) / FINISHED, json.dumps({"arguments": {"version": VERSION, **arguments}, **record}))
+    (Path(root) / UNFINISHED).unlink(missing_ok=True)
+    log.debug("closed %s in %.1f s", root, time.time() - started)
