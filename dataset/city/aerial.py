@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image
 
-from .film import cast_shadows, develop, draw_exposure, texture_at
+from .film import TEXTURE, cast_shadows, develop, draw_exposure
 from .raster import albedo_tables, crown_colours
 from .style import SURFACE
 from .traffic import draw_traffic
@@ -26,21 +26,24 @@ def render_aerial(raster, x, y, side, size, rng, from_north=False, traffic=True)
     view = raster.window(x, y, side / 2 + SHADOW_REACH + 1)
     if traffic:
         view.add(draw_traffic(view, (x, y), side / 2 + 2, rng, keep_clear=0))
-    colour = _albedo(view, light)
+    # Heights count beyond the picture, for their shadows; colours only in it.
+    n = int(SHADOW_REACH / view.cell)
     top = np.maximum(view.height, view.canopy).astype(np.float32) / 100
-    sun = light.sun
-    gy, gx = top[1:-1] * 0, top[1:-1] * 0
-    gx[:, 1:-1] = (top[1:-1, 2:] - top[1:-1, :-2]) / (2 * view.cell)
-    gy[:, :] = (top[:-2] - top[2:]) / (2 * view.cell)  # rows run south
+    shadow = cast_shadows(top, view.cell, light.sun, SHADOW_REACH)[n:-n, n:-n]
+    gx = (top[n:-n, n + 1 : 1 - n] - top[n:-n, n - 1 : -n - 1]) / (2 * view.cell)
+    gy = (top[n - 1 : -n - 1, n:-n] - top[n + 1 : 1 - n, n:-n]) / (2 * view.cell)  # rows run south
     np.clip(gx, -1.2, 1.2, out=gx)
     np.clip(gy, -1.2, 1.2, out=gy)
-    facing = (sun[2] - gx * sun[0] - gy * sun[1]) / np.sqrt(1 + gx * gx + gy * gy)
-    lit = np.zeros_like(top)
-    lit[1:-1] = np.clip(facing, 0, None) / sun[2]
+    sun = light.sun
+    lit = (sun[2] - gx * sun[0] - gy * sun[1]) / (np.sqrt(1 + gx * gx + gy * gy) * sun[2])
     np.clip(lit, 0, 1.6, out=lit)
-    lit[cast_shadows(top, view.cell, sun, SHADOW_REACH)] = 0
+    lit[shadow] = 0
+    view = view.window(x, y, side / 2 + 1)
+    lit = lit[: view.height.shape[0], : view.height.shape[1]]
+    colour = _albedo(view, light)
     colour *= ((1 - light.direct) * 0.95 + light.direct * 1.1 * lit)[..., None]
-    colour = colour * (1 - light.haze) + light.haze * np.array([0.75, 0.8, 0.86], np.float32)
+    colour *= 1 - light.haze
+    colour += light.haze * np.array([0.75, 0.8, 0.86], np.float32)
 
     # The resize takes the exact square, to a fraction of a cell.
     left, upper = (x - side / 2 - view.west) / view.cell, (view.north - y - side / 2) / view.cell
@@ -56,11 +59,15 @@ def render_aerial(raster, x, y, side, size, rng, from_north=False, traffic=True)
 def _albedo(view, light):
     """Colour (H, W, 3) of what is seen from above, before light falls on it."""
     colour = albedo_tables(light.season)[view.surface]
-    rows, cols = np.indices(view.surface.shape, np.float32)
-    colour *= texture_at(view.west + cols * view.cell + 1e6, view.north - rows * view.cell + 1e6)[..., None]
+    rows, cols = view.surface.shape
+    u = ((view.west + np.arange(cols) * view.cell) * 4).astype(np.int64) & 511
+    v = ((view.north - np.arange(rows) * view.cell) * 4).astype(np.int64) & 511
+    colour *= (0.82 + 0.36 * TEXTURE[np.ix_(v, u)])[..., None]
     roofs = view.surface == SURFACE["roof"]
     colour[roofs] = view.buildings[view.owner[roofs] - 1][:, 11:14]
     crowns = view.crown > 0
-    colour[crowns] = crown_colours(view.trees, light.season)[view.crown[crowns] - 1]
-    colour[crowns] *= texture_at(cols[crowns] * 3, rows[crowns] * 3)[:, None]
+    speckle = TEXTURE[np.ix_((3 * v) & 511, (3 * u) & 511)][crowns]
+    colour[crowns] = (
+        crown_colours(view.trees, light.season)[view.crown[crowns] - 1] * (0.7 + 0.6 * speckle)[:, None]
+    )
     return colour

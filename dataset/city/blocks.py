@@ -68,7 +68,7 @@ def _empty_lot(site, x, y, angle, hl, hw):
     lot = _pick(site, "soil", "gravel", "sand", "meadow")
     if site.fits(x, y, hw):
         site.block.patches.append((rectangle(x, y, hl + 1, hw + 3, angle), lot))
-        site.taken.append((x, y, hw))
+        site.take(x, y, hw)
 
 
 def _front_garden(site, place, s, hl, hw, setback, k, species):
@@ -207,7 +207,7 @@ def _fill_halls(site):
     x, y = site.point(*rng.uniform(0.25, 0.75, 2))
     if site.fits(x, y, 9):
         _parking(site, x, y, angle, rng.integers(5, 9), 2, _pick(site, "asphalt_dark", "asphalt_light"))
-        site.taken.append((x, y, 9))
+        site.take(x, y, 9)
     site.scatter(5)
 
 
@@ -241,7 +241,7 @@ def _fill_store(site):
                 rng.integers(1, 3),
                 _pick(site, "asphalt_dark", "asphalt_light"),
             )
-            site.taken.append((x, y, 8))
+            site.take(x, y, 8)
     site.build(*site.point(*rng.uniform(0.15, 0.85, 2)), 6, 4, angle, 4, rng.random() < 0.4, SHOP, bay=3)
     for _ in range(rng.integers(1, 4)):  # islands of lawn
         x, y = site.point(*rng.uniform(0.12, 0.88, 2))
@@ -261,7 +261,7 @@ def _court(site, x, y, angle):
     block.patches.append((rectangle(x, y, long, 5.6, angle), SURFACE["mark_white"]))
     block.patches.append((rectangle(x, y, long - 0.2, 5.4, angle), colour))
     block.patches.append((rectangle(x, y, 0.1, 5.4, angle), SURFACE["mark_white"]))
-    site.taken.append((x, y, 9))
+    site.take(x, y, 9)
 
 
 def _fill_school(site):
@@ -306,14 +306,14 @@ def _fill_park(site):
     block.patches.append(
         (disc(*hub, rng.uniform(3, 7), 18), _pick(site, "paving_tan", "paving_red", "water", "sand"))
     )
-    site.taken.append((*hub, 5))
+    site.take(*hub, 5)
     for _ in range(rng.integers(1, 5)):
         x, y = site.point(*rng.uniform(0.15, 0.85, 2))
         if site.fits(x, y, 6):
             what = rng.random()
             if what < 0.35:
                 block.patches.append((disc(x, y, rng.uniform(5, 10), 16, 0.2, rng), SURFACE["water"]))
-                site.taken.append((x, y, 7))
+                site.take(x, y, 7)
             elif what < 0.6:
                 _court(site, x, y, rng.uniform(0, np.pi))
             elif what < 0.8:
@@ -347,7 +347,7 @@ def _fill_square(site):
         site.build(tx, ty, 3, 3, angle, rng.uniform(17, 26), True, PLAIN, gap=-12, colours=colours)
     else:
         block.patches.append((disc(x, y, rng.uniform(5, 9), 20), SURFACE["water"]))
-        site.taken.append((x, y, 8))
+        site.take(x, y, 8)
     for _ in range(rng.integers(2, 5)):
         px, py = site.point(*rng.uniform(0.12, 0.88, 2))
         site.build(
@@ -364,7 +364,7 @@ def _fill_lake(site):
     size = site.style.spacing * rng.uniform(0.25, 0.36)
     block.patches.append((disc(x, y, size + 2.5, 20, 0.08, rng), _pick(site, "sand", "gravel", "meadow")))
     block.patches.append((disc(x, y, size, 20, 0.08, rng), SURFACE["water"]))
-    site.taken.append((x, y, size))
+    site.take(x, y, size)
     for _ in range(rng.integers(0, 4)):
         px, py = site.point(*rng.uniform(0.1, 0.9, 2))
         site.build(px, py, 5, 4, rng.uniform(0, np.pi), 3.2, True, HOUSE)
@@ -400,7 +400,7 @@ def _fill_wood(site):
         block.patches.append(
             (disc(x, y, rng.uniform(6, 13), 12, 0.3, rng), _pick(site, "meadow", "lawn", "soil"))
         )
-        site.taken.append((x, y, 8))
+        site.take(x, y, 8)
     if rng.random() < 0.4:
         site.build(*site.point(*rng.uniform(0.2, 0.8, 2)), 5, 4, rng.uniform(0, np.pi), 3.2, True, HOUSE)
     species = int(rng.choice([0, 2, 2, 6, 1]))

@@ -70,9 +70,10 @@ def develop(linear, exposure, rng):
     x = np.where(x < 0.7, x, 0.7 + 0.3 * np.tanh((x - 0.7) / 0.3 * 0.8))
     table = (x**exposure.gamma).astype(np.float32)
     out = table[levels]
-    start = int(rng.integers(_GRAIN.size))
-    grain = np.resize(np.roll(_GRAIN[: 1 << 18], start % (1 << 18)), out.size).reshape(out.shape)
-    out += exposure.noise * grain
+    line, start = out.reshape(-1), int(rng.integers(_GRAIN.size // 2))
+    for k in range(0, line.size, _GRAIN.size // 2):
+        part = line[k : k + _GRAIN.size // 2]
+        part += exposure.noise * _GRAIN[start : start + part.size]
     out *= 255
     return np.clip(out, 0, 255, out=out).astype(np.uint8)
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from .places import WARD, choose_places
+from .places import choose_places, ward_box
 from .plan import City
 from .style import CANBERRA, TOWN
-from .writing import CityError, Region, Shot, close_folder, open_folder, render_all, write_text
+from .writing import CityError, Region, Shot, close_folder, identifier, open_folder, render_all, write_text
 
 TILE = 72.0  # metres, side of the aerial images of CVUSA and CVACT
 # Sizes of the images: ground (width, height), aerial side, in the small and in the real (native) version. Elevation: degrees
@@ -20,7 +20,6 @@ FORMATS = {
     "vigor": {"ground": ((512, 256), (2048, 1024)), "aerial": (256, 640), "elevation": (-90.0, 90.0)},
 }
 GROUND, AERIAL, OFFSET = 0, 1, 2  # which generator of a camera's seed
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
 
 
 def write_city(layout, out, *, seed=0, train=2000, val=500, test=500, cities=4, panoramas=600, tiles=400, jobs=None,
@@ -52,7 +51,7 @@ def write_city(layout, out, *, seed=0, train=2000, val=500, test=500, cities=4, 
             raise CityError(
                 "--jitter-metres and --jitter-degrees are for cvusa and cvact: VIGOR's cameras are off centre anyway."
             )
-        return write_vigor(out, arguments, jobs)
+        return write_vigor(out, arguments, jobs, FORMATS[layout])
     if layout not in FORMATS:
         raise CityError(f"There is no layout {layout!r}: choose cvusa, cvact or vigor.")
     counts = (
@@ -78,11 +77,6 @@ def _check(arguments, metres, degrees):
         )
     if not 0 <= degrees <= 180:
         raise CityError(f"--jitter-degrees is {degrees}: it must lie between 0 and 180.")
-
-
-def identifier(*key):
-    """A name of 22 letters and digits, like the panoramas' in CVACT and VIGOR."""
-    return "".join(LETTERS[k] for k in np.random.default_rng(key).integers(len(LETTERS), size=22))
 
 
 def _write_pairs(layout, out, arguments, counts, jobs):
@@ -126,10 +120,7 @@ def _write_pairs(layout, out, arguments, counts, jobs):
                 | {"tile_x": round(tile_x, 3), "tile_y": round(tile_y, 3), "heading": round(heading, 3)}
             )
     cell = 0.125 if native else 0.25
-    regions = [
-        Region(seed, 0, style, (a * WARD, b * WARD, (a + 1) * WARD, (b + 1) * WARD), cell, tuple(s))
-        for (a, b), s in shots.items()
-    ]
+    regions = [Region(seed, 0, style, ward_box(a, b), cell, tuple(s)) for (a, b), s in shots.items()]
     render_all(out, regions, jobs)
     if layout == "cvusa":
         _write_cvusa_lists(out, cameras)

@@ -51,14 +51,6 @@ def inside(polygon, x, y):
     return bool(np.count_nonzero(crosses & (x < (x1 - x0) * (y - y0) / safe + x0)) % 2)
 
 
-def distance_to_line(line, x, y):
-    """Distance from a point to a polyline (points, 2)."""
-    a, b = line[:-1], line[1:]
-    d = b - a
-    t = np.clip((((x, y) - a) * d).sum(1) / np.maximum((d * d).sum(1), 1e-9), 0, 1)
-    return float(np.hypot(*(a + t[:, None] * d - (x, y)).T).min())
-
-
 class Site:
     """A block under construction: its sides, what is already there, and the colours of its neighbourhood."""
 
@@ -66,7 +58,12 @@ class Site:
         self.block, self.sides, self.clear, self.diagonal = block, sides, clear, diagonal
         self.style, self.rng = style, rng
         self.corners = np.array([side[0] for side in sides])
-        self.taken = []  # (x, y, radius)
+        self.taken = np.zeros((0, 3))  # x, y, radius
+        lines = [*zip(sides, clear, strict=True)] + ([(diagonal.line, diagonal.clear)] if diagonal else [])
+        self._start = np.concatenate([line[:-1] for line, _ in lines])
+        self._step = np.concatenate([np.diff(line, axis=0) for line, _ in lines])
+        self._square = np.maximum((self._step**2).sum(1), 1e-9)
+        self._clear = np.concatenate([np.full(len(line) - 1, away) for line, away in lines])
         palette = rng.permutation(len(style.walls))[:4]
         self.walls = [style.walls[k] for k in palette]
         self.roofs = [style.roofs[k] for k in rng.permutation(len(style.roofs))[:3]]
@@ -81,15 +78,17 @@ class Site:
         if not inside(self.block.outline, x, y):
             return False
         edge = radius + 0.5 if edge is None else edge
-        for side, clear in zip(self.sides, self.clear):
-            if distance_to_line(side, x, y) < clear + edge:
-                return False
-        if (
-            self.diagonal is not None
-            and distance_to_line(self.diagonal.line, x, y) < self.diagonal.clear + edge
-        ):
+        d = np.array([x, y]) - self._start
+        t = np.clip((d * self._step).sum(1) / self._square, 0, 1)
+        d -= t[:, None] * self._step
+        if ((d * d).sum(1) < (self._clear + edge) ** 2).any():
             return False
-        return all((x - u) ** 2 + (y - v) ** 2 > (radius + r + gap) ** 2 for u, v, r in self.taken)
+        u, v, r = self.taken.T
+        return not ((x - u) ** 2 + (y - v) ** 2 <= np.maximum(radius + r + gap, 0) ** 2).any()
+
+    def take(self, x, y, radius):
+        """Keep a disc free from here on."""
+        self.taken = np.concatenate([self.taken, [(x, y, radius)]])
 
     def frames(self, k, setback, first, last_gap):
         """Walk along side k: yields place(s) -> (x, y, angle), and the walk's length, for a line `setback` inside the sidewalk."""
@@ -142,7 +141,7 @@ class Site:
         self.block.buildings.append(
             Building(x, y, half_length, half_width, angle, height, ridge, wall, roof, kind, **extra)
         )
-        self.taken.append((x, y, claim))
+        self.take(x, y, claim)
         if not pitched and kind in (OFFICE, SHOP, HALL) and half_width > 6:
             self._roof_plant(x, y, half_length, half_width, angle, height)
         return True

@@ -64,6 +64,10 @@ def ward_of(x, y):
     return int(np.floor(x / WARD)), int(np.floor(y / WARD))
 
 
+def ward_box(a, b):
+    return a * WARD, b * WARD, (a + 1) * WARD, (b + 1) * WARD
+
+
 def choose_places(city, counts, tile):
     """Pick cameras for each split.
 
@@ -92,7 +96,7 @@ def choose_places(city, counts, tile):
         name = names[own]
         if len(chosen[name]) >= counts[name]:
             continue
-        for x, y in street_places(city, (a * WARD, b * WARD, (a + 1) * WARD, (b + 1) * WARD)):
+        for x, y in street_places(city, ward_box(a, b)):
             if len(chosen[name]) >= counts[name]:
                 break
             corners = {ward_of(x + u, y + v) for u in (-tile, tile) for v in (-tile, tile)}

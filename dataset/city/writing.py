@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 VERSION = 1  # raised whenever the same arguments make other bytes
 UNFINISHED = "city.unfinished.json"
 FINISHED = "city.json"
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
 
 
 class CityError(Exception):
@@ -52,6 +53,11 @@ class Region:
     box: tuple  # (west, south, east, north)
     cell: float
     shots: tuple
+
+
+def identifier(*key):
+    """A name of 22 letters and digits, like the panoramas' in CVACT and VIGOR."""
+    return "".join(LETTERS[k] for k in np.random.default_rng(key).integers(len(LETTERS), size=22))
 
 
 def write_image(path, pixels):
