@@ -1,0 +1,167 @@
+"""A timm network as a feature-map encoder: (B, 3, H, W) -> (B, C, h, w), and its final LayerNorm apart.
+
+The final norm leaves the network because FRM averages first and normalises afterwards.
+"""
+
+import logging
+import sys
+
+import timm
+import torch
+from timm.models import load_state_dict
+from torch import nn
+
+from utils.errors import UserError
+
+log = logging.getLogger(__name__)
+
+# The ImageNet-1k weights that the published model starts from.
+IMAGENET_TAGS = {"convnext_tiny": "convnext_tiny.fb_in1k"}
+FACEBOOK_FILES = {"convnext_tiny": "https://dl.fbaipublicfiles.com/convnext/convnext_tiny_1k_224_ema.pth"}
+NORM_EPS = 1e-6
+
+
+class Backbone(nn.Module):
+    """A timm network without its head, giving its last feature map before any final norm.
+
+    Args:
+        arch: timm name; anything with `forward_intermediates` (ConvNeXt, ViT, DeiT, Swin, ResNet, ...).
+        image_size: (H, W) in pixels; used by networks whose position embedding has a size.
+        pretrained: False, True ("imagenet"), or the path of a file in timm's or Facebook's key style.
+        any_size: let a position embedding follow the input (one network for both views).
+
+    Shapes: (B, 3, H, W) -> (B, width, h, w).
+
+    Attributes:
+        width: channels of the feature map.  norm: the network's final LayerNorm, to be applied by the caller.
+    """
+
+    def __init__(self, arch, image_size, pretrained=False, any_size=False):
+        super().__init__()
+        net = _create(arch, image_size, pretrained, any_size)
+        norm = _final_norm(net)
+        net.prune_intermediate_layers(1, prune_norm=True, prune_head=True)
+        for name in ("head", "fc_norm", "head_drop", "attn_pool"):
+            if isinstance(getattr(net, name, None), nn.Module):
+                setattr(net, name, nn.Identity())
+        self.net = net
+        self.width = self._probe_width(image_size)
+        self.norm = nn.LayerNorm(self.width, eps=NORM_EPS)
+        if norm is not None and norm.weight.shape == self.norm.weight.shape:
+            self.norm.eps = norm.eps
+            self.norm.load_state_dict({"weight": norm.weight, "bias": norm.bias})
+
+    def forward(self, images):
+        return self.net.forward_intermediates(images, indices=1, output_fmt="NCHW", intermediates_only=True)[-1]
+
+    @torch.no_grad()
+    def _probe_width(self, image_size):
+        """Channels of the map, by running the network once on zeros (the smallest honest question)."""
+        was_training = self.net.training
+        self.net.eval()
+        width = self(torch.zeros(1, 3, *image_size)).shape[1]
+        self.net.train(was_training)
+        return width
+
+
+def _create(arch, image_size, pretrained, any_size):
+    """A timm network with no classifier, its weights as asked."""
+    name = arch.split(".")[0]
+    if not timm.is_model(name):
+        near = timm.list_models(f"*{name.split('_')[0]}*")[:8]
+        hint = f"; near it: {', '.join(near)}" if near else ""
+        raise UserError(f"--arch {arch}: timm {timm.__version__} has no network of this name{hint}")
+    # Networks with a position embedding want the image size; the others refuse the argument (TypeError).
+    sized = {"img_size": tuple(image_size)}
+    for kwargs in ([{**sized, "dynamic_img_size": True}] if any_size else []) + [sized, {}]:
+        try:
+            net = timm.create_model(arch, pretrained=False, num_classes=0, **kwargs)
+            break
+        except TypeError as error:
+            if not kwargs:
+                raise _unbuildable(arch, image_size, error) from error
+        except (RuntimeError, AssertionError, ValueError) as error:
+            raise _unbuildable(arch, image_size, error) from error
+    if not (hasattr(net, "forward_intermediates") and hasattr(net, "prune_intermediate_layers")):
+        raise UserError(
+            f"--arch {arch} yields no feature map in timm {timm.__version__} (it lacks forward_intermediates); "
+            "use a ConvNeXt, ViT, DeiT, Swin or ResNet"
+        )
+    if pretrained:
+        _load(net, arch, _imagenet_state(arch, kwargs) if pretrained is True else _file_state(net, pretrained))
+    return net
+
+
+def _unbuildable(arch, image_size, error):
+    return UserError(
+        f"--arch {arch} cannot be built for images of {image_size[0]} x {image_size[1]}: {error}; "
+        "give other --ground-size / --aerial-size or another --arch"
+    )
+
+
+def _final_norm(net):
+    """The norm between the last feature map and the classifier, where the network has one."""
+    head = getattr(net, "head", None)
+    for owner in (head, net):
+        for name in ("norm", "norm_pre", "fc_norm"):
+            norm = getattr(owner, name, None)
+            if isinstance(norm, nn.LayerNorm):  # timm's LayerNorm2d is one
+                return norm
+    return None
+
+
+def _imagenet_state(arch, kwargs):
+    """State of timm's ImageNet weights for `arch`; a UserError that says what to do where they cannot be had."""
+    tag = IMAGENET_TAGS.get(arch, arch)
+    try:
+        return timm.create_model(tag, pretrained=True, num_classes=0, **kwargs).state_dict()
+    except Exception as error:  # hub, network, disk and name errors share no base class
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        source = FACEBOOK_FILES.get(arch)
+        where = f"{source} or " if source else ""
+        raise UserError(
+            f"ImageNet weights {tag} could not be fetched ({type(error).__name__}: {reason[:160]}); download "
+            f"{where}model.safetensors from https://huggingface.co/timm/{tag} on another machine and give "
+            "--pretrained PATH, or start from random weights with --pretrained none"
+        ) from error
+
+
+def _file_state(net, path):
+    """State of a local file in timm's or Facebook's key style, in timm's keys."""
+    try:
+        state = load_state_dict(str(path), device="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise UserError(f"--pretrained {path}: no such file; give imagenet, none or an existing file") from error
+    except Exception as error:  # pickle, zip and safetensors readers each raise their own
+        raise UserError(f"--pretrained {path} cannot be read as weights ({type(error).__name__}: {error})") from error
+    if "model" in state and isinstance(state["model"], dict):
+        state = state["model"]
+    to_timm = getattr(sys.modules[type(net).__module__], "checkpoint_filter_fn", None)
+    if to_timm is not None:
+        try:
+            state = to_timm(state, net)
+        except (KeyError, RuntimeError) as error:
+            raise UserError(f"--pretrained {path} does not fit {type(net).__name__}: {error}") from error
+    return state
+
+
+def _load(net, arch, state):
+    """Load strictly, the classifier left out; every missing, unexpected or misshapen key is named."""
+    classifier = net.pretrained_cfg.get("classifier") or ()
+    heads = (classifier,) if isinstance(classifier, str) else tuple(classifier)
+    state = {k: v for k, v in state.items() if not k.startswith(tuple(h + "." for h in heads))}
+    own = net.state_dict()
+    missing = sorted(own.keys() - state.keys())
+    unexpected = sorted(state.keys() - own.keys())
+    misshapen = sorted(k for k in own.keys() & state.keys() if own[k].shape != state[k].shape)
+    if missing or unexpected or misshapen:
+        raise UserError(
+            f"the pretrained weights do not fit --arch {arch}: missing {_some(missing)}; "
+            f"unexpected {_some(unexpected)}; other shape {_some(misshapen)}"
+        )
+    net.load_state_dict(state)
+
+
+def _some(keys, most=4):
+    more = f" and {len(keys) - most} more" if len(keys) > most else ""
+    return ", ".join(keys[:most]) + more if keys else "none"

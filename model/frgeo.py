@@ -1,0 +1,99 @@
+"""FRGeo: a ground and an aerial encoder whose descriptors list the same compass quadrants in one order."""
+
+from torch import nn
+
+from model.backbone import Backbone
+from model.recombination import FeatureRecombination, GlobalAverage
+from utils.errors import UserError
+from utils.paper import INPUT_SIZES
+
+POOLS = ("frm", "gap")
+
+
+class Encoder(nn.Module):
+    """Backbone, region averages, final LayerNorm shared by the regions, concatenation.
+
+    Shapes: (B, 3, H, W) float -> (B, regions * width), un-normalised.
+    """
+
+    def __init__(self, backbone, pooling):
+        super().__init__()
+        self.backbone = backbone
+        self.pooling = pooling
+        self.dim = pooling.regions * backbone.width
+
+    def forward(self, images):
+        regions = self.pooling(self.backbone(images))  # (B, R, C)
+        return self.backbone.norm(regions).flatten(1)  # (B, R * C)
+
+
+class FRGeo(nn.Module):
+    """The two encoders of the paper (its method section); 55.64 M parameters with ConvNeXt-T.
+
+    Args:
+        dataset: names the paper's input sizes ("cvusa", "cvact", "vigor").
+        arch: a timm network that yields a feature map.
+        pretrained: False, True (ImageNet), or the path of a weights file for one encoder.
+        pool: "frm" (four compass quadrants) or "gap" (one global average, the baseline).
+        share: one set of weights for both views.
+        ground_size, aerial_size: (H, W) in pixels where they differ from the paper's.
+
+    Attributes:
+        query_net, reference_net: (B, 3, H, W) float -> (B, dim) un-normalised descriptors of the ground panorama
+            and of the aerial image.
+        dim: numbers in a descriptor: 4 (FRM) or 1 (GAP) times the backbone's width.
+
+    Raises:
+        UserError: an unknown arch, or weights that cannot be had or do not fit.
+        ValueError: an unknown dataset or pool.
+    """
+
+    def __init__(
+        self,
+        dataset="cvusa",
+        arch="convnext_tiny",
+        pretrained=False,
+        pool="frm",
+        share=False,
+        ground_size=None,
+        aerial_size=None,
+    ):
+        super().__init__()
+        if pool not in POOLS:
+            raise ValueError(f"pool is {pool!r}; expected one of {', '.join(POOLS)}")
+        if dataset not in INPUT_SIZES:
+            raise ValueError(f"dataset is {dataset!r}; expected one of {', '.join(INPUT_SIZES)}")
+        self.ground_size = tuple(ground_size or INPUT_SIZES[dataset].ground)
+        self.aerial_size = tuple(aerial_size or INPUT_SIZES[dataset].aerial)
+        ground = Backbone(arch, self.ground_size, pretrained, any_size=share)
+        aerial = ground if share else Backbone(arch, self.aerial_size, pretrained)
+        self.query_net = Encoder(ground, FeatureRecombination("ground") if pool == "frm" else GlobalAverage())
+        self.reference_net = Encoder(aerial, FeatureRecombination("aerial") if pool == "frm" else GlobalAverage())
+        self.dim = self.query_net.dim
+
+    def forward(self, im_q, im_k):
+        """(B, 3, Hg, Wg) ground and (B, 3, Ha, Wa) aerial images -> two (B, dim) descriptor sets."""
+        return self.query_net(im_q), self.reference_net(im_k)
+
+
+def build_model(args, pretrained=False):
+    """The model that parsed options describe, its `--dim` checked.
+
+    Raises:
+        UserError: `--dim` differs from the model's width, or an input is too small for four regions.
+    """
+    model = FRGeo(
+        dataset=args.dataset,
+        arch=args.arch,
+        pretrained=pretrained,
+        pool=args.pool,
+        share=args.share,
+        ground_size=args.ground_size,
+        aerial_size=args.aerial_size,
+    )
+    if args.dim is not None and args.dim != model.dim:
+        raise UserError(
+            f"--dim {args.dim} does not fit: --arch {args.arch} with --pool {args.pool} gives {model.dim} numbers; "
+            f"give --dim {model.dim} or leave it out"
+        )
+    return model
