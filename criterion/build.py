@@ -1,0 +1,42 @@
+"""From parsed options to the loss and the optimiser of a run."""
+
+import torch
+
+from criterion.sam import SAM
+from criterion.soft_triplet import SoftTripletLoss
+from criterion.tuples import TupleLoss
+from criterion.wbl import WBLoss
+from utils.errors import UserError
+
+
+def build_loss(args, share, world_size):
+    """The loss over tuples that `args` asks for.
+
+    Args:
+        args: parsed options: loss, alpha, tuple_size, gather.  share: pairs of one process.
+
+    Raises:
+        UserError: the tuple size does not divide what one loss can see, or leaves no negatives.
+    """
+    loss = {"wbl": WBLoss, "soft-triplet": SoftTripletLoss}[args.loss]
+    loss = loss() if args.alpha is None else loss(args.alpha)
+    size = args.tuple_size
+    # A tuple wider than a process's share needs the other processes' descriptors.
+    gather = world_size > 1 and (args.gather or (size is not None and size > share))
+    visible = share * world_size if gather else share
+    if size is not None and (size < 2 or visible % size):
+        raise UserError(
+            f"--tuple-size {size} does not divide the {visible} pairs that one loss sees (--batch-size "
+            f"{share * world_size} on {world_size} process(es)); give a divisor of at least 2"
+        )
+    return TupleLoss(loss, size, gather)
+
+
+def build_optimizer(args, params):
+    """The optimiser that `args` asks for: op, lr, weight_decay, momentum, rho, asam."""
+    if args.op == "sgd":
+        return torch.optim.SGD(params, args.lr, momentum=args.momentum, weight_decay=args.weight_decay)
+    adam_args = {"lr": args.lr, "weight_decay": args.weight_decay, "fused": True}
+    if args.op == "sam":
+        return SAM(params, torch.optim.AdamW, rho=args.rho, adaptive=args.asam, **adam_args)
+    return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[args.op](params, **adam_args)

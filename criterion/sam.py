@@ -1,0 +1,98 @@
+"""Sharpness-aware minimisation: SAM (Foret et al., ICLR 2021) and ASAM (Kwon et al., ICML 2021)."""
+
+import torch
+from torch.nn.utils import get_total_norm
+
+NORM_EPS = 1e-12
+
+
+class SAM(torch.optim.Optimizer):
+    """SAM or ASAM around a base optimiser.
+
+    One step: backward at w; `first_step` climbs to w + e with e = rho * T^2 g / (||T g|| + 1e-12), T = |w| for
+    ASAM and 1 for SAM, the norm over all parameters together; backward there; `second_step` returns to w, exactly,
+    and takes the base optimiser's step with the second gradient.
+
+    Args:
+        params: parameters or parameter groups.
+        base_optimizer: class of the base optimiser, e.g. `torch.optim.AdamW`.
+        rho: radius of the neighbourhood (the paper: 2.5, adaptive).
+        adaptive: ASAM instead of SAM.
+        base_kwargs: arguments of the base optimiser.
+
+    The state dict holds the base optimiser's moments, so a resumed run continues as if never stopped.
+
+    Raises:
+        ValueError: a negative rho.
+        RuntimeError: `second_step` without a `first_step`.
+    """
+
+    def __init__(self, params, base_optimizer, rho=0.05, adaptive=False, **base_kwargs):
+        if not rho >= 0:
+            raise ValueError(f"rho is {rho}; expected a number >= 0")
+        super().__init__(params, dict(rho=rho, adaptive=adaptive, **base_kwargs))
+        self.base_optimizer = base_optimizer(self.param_groups, **base_kwargs)
+        self._share_with_base()
+        self._origin = None  # [(parameters, their values at w)] between the two steps
+
+    def _share_with_base(self):
+        """One list of groups and one state for both optimisers."""
+        self.param_groups = self.base_optimizer.param_groups
+        self.defaults.update(self.base_optimizer.defaults)
+        self.state = self.base_optimizer.state
+
+    @torch.no_grad()
+    def first_step(self, zero_grad=False):
+        """Climb from w to w + e."""
+        climbs, scaled = [], []  # per group: (parameters, T^2 g) and T g
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            if not params:
+                continue
+            direction = [p.grad for p in params]
+            size = torch._foreach_abs(params) if group["adaptive"] else None
+            tg = torch._foreach_mul(size, direction) if size else direction
+            climbs.append((params, torch._foreach_mul(size, tg) if size else direction, group["rho"]))
+            scaled += tg
+        if not scaled:
+            self._origin = []
+            return
+        norm = get_total_norm(scaled) + NORM_EPS
+        self._origin = [(params, [p.clone() for p in params]) for params, _, _ in climbs]
+        for params, direction, rho in climbs:
+            torch._foreach_add_(params, torch._foreach_mul(direction, rho / norm))
+        if zero_grad:
+            self.zero_grad()
+
+    @torch.no_grad()
+    def second_step(self, zero_grad=False):
+        """Return to w and step the base optimiser with the gradient found at w + e."""
+        if self._origin is None:
+            raise RuntimeError("second_step() needs a first_step() before it")
+        for params, values in self._origin:
+            torch._foreach_copy_(params, values)
+        self._origin = None
+        self.base_optimizer.step()
+        if zero_grad:
+            self.zero_grad()
+
+    def step(self, closure=None):
+        """Both steps; `closure` zeroes the gradients, evaluates the model and runs backward.
+
+        Expects gradients at w to be there already when called, as the two-step form does.
+        """
+        if closure is None:
+            raise RuntimeError("SAM evaluates the model twice: give step() a closure, or use the two steps")
+        self.first_step(zero_grad=True)
+        with torch.enable_grad():
+            loss = closure()
+        self.second_step()
+        return loss
+
+    def load_state_dict(self, state_dict):
+        """Restore groups and the base optimiser's moments."""
+        self.base_optimizer.load_state_dict(state_dict)
+        self._share_with_base()
+
+    def state_dict(self):
+        return self.base_optimizer.state_dict()
