@@ -1,0 +1,244 @@
+"""One dataset class for every layout: panoramas, aerial tiles, and which tiles cover which panorama."""
+
+import os
+from copy import copy
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import Dataset
+
+from dataset.transforms import crop_field_of_view, fov_angle, image_transform
+from utils.errors import UserError
+from utils.paper import INPUT_SIZES
+
+VIEWS = ("pair", "ground", "aerial")
+
+
+class Pair(NamedTuple):
+    """A training sample: ground (3, Hg, Wg) and aerial (3, Ha, Wa) float tensors, index of the panorama."""
+
+    ground: torch.Tensor
+    aerial: torch.Tensor
+    index: int
+
+
+class View(NamedTuple):
+    """One image of an evaluation: (3, H, W) float tensor, its row among queries or gallery."""
+
+    image: torch.Tensor
+    index: int
+
+
+class Listing(NamedTuple):
+    """What a layout on disk says.
+
+    ground: N panorama paths.  aerial: M tile paths, the gallery.
+    tiles: (N, T) int64 rows of `aerial` that cover each panorama, the positive first, -1 for none.
+    """
+
+    ground: list
+    aerial: list
+    tiles: np.ndarray
+
+
+class PairDataset(Dataset):
+    """Panoramas with the aerial tiles that cover them; subclasses say where the files are.
+
+    Args:
+        root: folder of the data set (or one that holds it).
+        split: "train", "val" or "test"; the names a layout knows stand in `splits`.
+        view: "pair" yields `Pair` per panorama; "ground" and "aerial" yield `View` per query or gallery tile.
+        ground_size, aerial_size: network input (H, W) in pixels; default: the paper's.
+        fov: horizontal field of view of the panoramas in degrees (0 or 360: all of it); the angle is random in
+            training, fixed per (seed, index) otherwise.
+        seed: of the field-of-view angles.
+        check_files: look for every file, drop what is missing and count it in `missing`.
+
+    Attributes:
+        ground, aerial: lists of paths.  tiles: (N, T) int64, see `Listing`.
+        labels: (N,) row of each query's positive.  semi_positives: (N, T - 1) or None.
+        missing: pairs left out because a file is not there.
+
+    Raises:
+        UserError: the folder does not look like the data set, a list is damaged, an image cannot be read.
+    """
+
+    name = ""
+    splits = ("train", "val")
+    tree = ""
+    one_to_one = True  # every panorama has a tile of its own, and the gallery holds no others
+    visits = 1  # times a training epoch sees each positive tile
+
+    def __init__(
+        self,
+        root,
+        split,
+        view="pair",
+        ground_size=None,
+        aerial_size=None,
+        fov=0,
+        seed=0,
+        check_files=True,
+    ):
+        if view not in VIEWS:
+            raise ValueError(f"view is {view!r}; expected one of {', '.join(VIEWS)}")
+        if split not in self.splits:
+            raise ValueError(f"{type(self).__name__} has no split {split!r}; expected one of {', '.join(self.splits)}")
+        self.root, self.split, self.view = self.find_root(root), split, view
+        listing = self.read()
+        self.missing = 0
+        if check_files:
+            listing = self._drop_missing(listing)
+        self.ground, self.aerial, self.tiles = listing
+        if not self.ground:
+            raise self.wrong_root(self.root, f"none of the pairs of split {split} has both its images")
+        sizes = INPUT_SIZES[self.name]
+        self.ground_transform = image_transform(ground_size or sizes.ground, self.crop_ground)
+        self.aerial_transform = image_transform(aerial_size or sizes.aerial)
+        self.fov, self.seed = fov, seed
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # loader workers see it change
+
+    # What a layout says of itself.
+
+    def read(self):
+        """The split's `Listing`, from `self.root`."""
+        raise NotImplementedError
+
+    @classmethod
+    def find_root(cls, root):
+        """The folder that really holds the layout: `root` itself or a folder of the data set's name in it."""
+        root = Path(root).expanduser()
+        if not root.is_dir():
+            raise cls.wrong_root(root, "it is not a folder" if root.exists() else "it does not exist")
+        names = {cls.name, cls.name.upper(), cls.name.capitalize()}
+        for folder in (root, *(root / name for name in sorted(names))):
+            if folder.is_dir() and cls.looks_right(folder):
+                return folder
+        raise cls.wrong_root(root, f"it holds {_shown(root)}")
+
+    @classmethod
+    def looks_right(cls, folder):
+        """Whether `folder` holds the layout's lists."""
+        raise NotImplementedError
+
+    @classmethod
+    def wrong_root(cls, root, found):
+        return UserError(
+            f"--data-root {root} is not a {cls.name.upper()} folder: {found}; expected (give the folder that "
+            f"holds it):\n{cls.tree}"
+        )
+
+    @staticmethod
+    def crop_ground(image):
+        """What of the stored panorama is used; all of it unless a layout says otherwise."""
+        return image
+
+    # Samples.
+
+    def set_epoch(self, epoch):
+        """Let random fields of view differ from epoch to epoch; call before the epoch's loader starts."""
+        self._epoch.fill_(epoch)
+
+    def as_view(self, view):
+        """The same lists seen as another view, without reading them again."""
+        if view not in VIEWS:
+            raise ValueError(f"view is {view!r}; expected one of {', '.join(VIEWS)}")
+        other = copy(self)
+        other.view = view
+        return other
+
+    @property
+    def labels(self):
+        return self.tiles[:, 0]
+
+    @property
+    def semi_positives(self):
+        return self.tiles[:, 1:] if self.tiles.shape[1] > 1 else None
+
+    def __len__(self):
+        return len(self.aerial) if self.view == "aerial" else len(self.ground)
+
+    def __getitem__(self, index):
+        if self.view == "aerial":
+            return View(self.load_aerial(index), index)
+        if self.view == "ground":
+            return View(self.load_ground(index), index)
+        return Pair(self.load_ground(index), self.load_aerial(int(self.tiles[index, 0])), index)
+
+    def load_ground(self, index):
+        """(3, H, W) float tensor of panorama `index`, its field of view cut where asked."""
+        image = self.ground_transform(read_image(self.ground[index]))
+        if self.fov in (0, 360):
+            return image
+        epoch = int(self._epoch) if self.view == "pair" else None
+        return crop_field_of_view(image, self.fov, fov_angle(self.seed, index, epoch))
+
+    def load_aerial(self, index):
+        """(3, H, W) float tensor of tile `index`."""
+        return self.aerial_transform(read_image(self.aerial[index]))
+
+    def _drop_missing(self, listing):
+        """Leave out what is not on disk, by one listing of each folder; rows of `tiles` follow the gallery."""
+        has_ground, has_aerial = exist(listing.ground), exist(listing.aerial)
+        keep = has_ground & has_aerial[listing.tiles[:, 0]]
+        self.missing = int((~keep).sum())
+        if self.one_to_one:
+            has_aerial = np.zeros_like(has_aerial)
+            has_aerial[listing.tiles[keep, 0]] = True
+        self.missing_tiles = int((~has_aerial).sum())
+        if self.missing == 0 and has_aerial.all():
+            return listing
+        row = np.where(has_aerial, np.cumsum(has_aerial) - 1, -1)
+        tiles = np.where(listing.tiles < 0, -1, row[listing.tiles])[keep]
+        ground = [path for path, kept in zip(listing.ground, keep, strict=True) if kept]
+        aerial = [path for path, kept in zip(listing.aerial, has_aerial, strict=True) if kept]
+        return Listing(ground, aerial, tiles)
+
+
+def read_image(path):
+    """An RGB image.
+
+    Raises:
+        UserError: no such file, or not an image that can be read to its end.
+    """
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path} cannot be read as an image ({error}); replace the file or remove it") from error
+
+
+def exist(paths):
+    """(N,) bool: which of the paths are there, by one listing of each folder rather than a look at each file."""
+    listed = {}
+    found = np.empty(len(paths), dtype=bool)
+    for i, path in enumerate(paths):
+        folder, name = os.path.split(path)
+        if folder not in listed:
+            try:
+                listed[folder] = set(os.listdir(folder))
+            except OSError:
+                listed[folder] = set()
+        found[i] = name in listed[folder]
+    return found
+
+
+def read_lines(path):
+    """Lines of a text file, without blank ones.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        return [line for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"the list {path} cannot be read ({error})") from error
+
+
+def _shown(folder, most=8):
+    names = sorted(p.name + ("/" if p.is_dir() else "") for p in folder.iterdir())
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more if names else "nothing"

@@ -1,0 +1,37 @@
+"""From parsed options to the three datasets of a run."""
+
+from dataset.cvact import CVACT
+from dataset.cvusa import CVUSA
+from dataset.pairs import Pairs
+from dataset.vigor import VIGOR
+
+LAYOUTS = {"cvusa": CVUSA, "cvact": CVACT, "vigor": VIGOR, "pairs": Pairs}
+
+
+def build_datasets(args):
+    """Training pairs, queries and gallery of the run that `args` describes.
+
+    Args:
+        args: parsed options: dataset, data_root, cross, vigor_labels, ground_size, aerial_size, fov, seed, evaluate.
+
+    Returns:
+        (train, query, reference): a `PairDataset` of view "pair" (None with `args.evaluate`), one of view "ground"
+        with `labels` and `semi_positives`, one of view "aerial". The last two share their lists.
+
+    Raises:
+        UserError: the data are not where `args.data_root` says, or not complete.
+    """
+    layout = LAYOUTS[args.dataset]
+    kwargs = {
+        "ground_size": args.ground_size,
+        "aerial_size": args.aerial_size,
+        "fov": args.fov,
+        "seed": args.seed or 0,
+    }
+    if layout is VIGOR:
+        kwargs |= {"cross": args.cross, "labels": args.vigor_labels}
+    evaluation_split = layout.splits[1]  # CVACT's is val, VIGOR's is test
+    query = layout(args.data_root, evaluation_split, view="ground", **kwargs)
+    reference = query.as_view("aerial")
+    train = None if args.evaluate else layout(args.data_root, "train", view="pair", **kwargs)
+    return train, query, reference

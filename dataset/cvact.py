@@ -1,0 +1,105 @@
+"""CVACT: Canberra, 35,532 training, 8,884 validation and 92,802 test pairs, one to one."""
+
+from pathlib import Path
+
+import numpy as np
+
+from dataset.base import Listing, PairDataset
+from dataset.transforms import crop_middle_half
+from utils.errors import UserError
+
+INDEX_FIELDS = {
+    "train": ("trainSet", "trainInd"),
+    "val": ("valSet", "valInd"),
+    "test": ("valSetAll", "valInd"),
+}
+IMAGE_FOLDERS = {"train": "ANU_data_small", "val": "ANU_data_small", "test": "ANU_data_test"}
+LISTS = "ACT_data.mat"
+
+
+class CVACT(PairDataset):
+    """Liu and Li, CVPR 2019. The panorama's middle half height is used. Arguments as `PairDataset`.
+
+    `root` may be the folder that holds ANU_data_small (and ANU_data_test), or one of those two; ACT_data.mat lies
+    in the image folder or one level above it.
+
+    Attributes:
+        utm: (N, 2) float64, easting and northing of each camera in metres.
+    """
+
+    name = "cvact"
+    splits = ("train", "val", "test")
+    tree = """\
+  ACT_data.mat                                          here or in the image folder
+  ANU_data_small/streetview/<id>_grdView.jpg            panoramas of train and val
+  ANU_data_small/satview_polish/<id>_satView_polish.jpg aerial images of train and val
+  ANU_data_test/...                                     the same for the test split"""
+
+    crop_ground = staticmethod(crop_middle_half)
+
+    def read(self):
+        images = self._image_folder()
+        path = next(p for p in (images / LISTS, images.parent / LISTS, self.root / LISTS) if p.is_file())
+        ids, utm, rows = read_act_data(path, self.split)
+        self.utm = utm[rows]
+        names = [ids[row] for row in rows]
+        return Listing(
+            [f"{images}/streetview/{name}_grdView.jpg" for name in names],
+            [f"{images}/satview_polish/{name}_satView_polish.jpg" for name in names],
+            np.arange(len(names), dtype=np.int64)[:, None],
+        )
+
+    def _drop_missing(self, listing):
+        kept = super()._drop_missing(listing)
+        if len(kept.ground) < len(listing.ground):
+            there = set(kept.ground)
+            self.utm = self.utm[[path in there for path in listing.ground]]
+        return kept
+
+    def _image_folder(self):
+        wanted = IMAGE_FOLDERS[self.split]
+        if (self.root / wanted).is_dir():
+            return self.root / wanted
+        other = set(IMAGE_FOLDERS.values()) - {wanted}
+        if (self.root / "streetview").is_dir() and self.root.name not in other:
+            return self.root
+        raise UserError(
+            f"--data-root {self.root} has no {wanted}/, which holds the images of CVACT's {self.split} split; "
+            f"expected:\n{self.tree}"
+        )
+
+    @classmethod
+    def looks_right(cls, folder):
+        """The .mat lies here, above or in an image folder, and there is an image folder."""
+        folder = Path(folder)
+        inner = [folder / name for name in dict.fromkeys(IMAGE_FOLDERS.values())]
+        if any(f.is_dir() for f in inner):
+            return any((f / LISTS).is_file() for f in (folder, *inner))
+        return (folder / "streetview").is_dir() and any((f / LISTS).is_file() for f in (folder, folder.parent))
+
+
+def read_act_data(path, split):
+    """Panorama ids (strings), UTM coordinates (P, 2) in metres, and the split's 0-based rows among them.
+
+    Raises:
+        UserError: the file is not ACT_data.mat, or its indices leave the list.
+    """
+    from scipy.io import loadmat
+
+    struct, field = INDEX_FIELDS[split]
+    try:
+        data = loadmat(path, simplify_cells=True, variable_names=["panoIds", "utm", struct])
+        ids = [str(name).strip() for name in np.atleast_1d(data["panoIds"])]
+        rows = np.atleast_1d(np.asarray(data[struct][field])).ravel().astype(np.int64) - 1  # MATLAB counts from 1
+        utm = np.asarray(data["utm"], dtype=np.float64).reshape(-1, 2)
+    except (KeyError, ValueError, TypeError, OSError, NotImplementedError, IndexError) as error:
+        raise UserError(
+            f"{path} cannot be read as CVACT's lists ({type(error).__name__}: {error}); expected panoIds, utm and "
+            f"{struct}.{field}"
+        ) from error
+    if len(utm) != len(ids) or (len(rows) and not (rows.min() >= 0 and rows.max() < len(ids))):
+        raise UserError(
+            f"{path}: {struct}.{field} points outside the {len(ids)} panoramas, or utm has {len(utm)} rows; "
+            "the file is damaged"
+        )
+    return ids, utm, rows

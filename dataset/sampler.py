@@ -1,0 +1,271 @@
+"""Batches of a training epoch: shuffled or hard-mined, without false negatives, the same on every process.
+
+An item is an aerial tile that is some panorama's positive; a visit shows it with one of its panoramas. No batch holds
+two panoramas that share a tile, positive or semi-positive: each would be a false negative of the other.
+"""
+
+import logging
+
+import numpy as np
+import torch
+from torch.utils.data import Sampler
+
+from dataset.mining import DescriptorMemory
+from utils import distributed
+from utils.errors import UserError
+
+log = logging.getLogger(__name__)
+
+GUARDS = ("strict", "release")
+RANDOM_DRAWS = 200  # tries at a random partner before every item is looked at
+LAYOUT_TRIES = 10  # of an epoch in a set so small that no batch came out full
+
+
+class MiningSampler(Sampler):
+    """Yields, epoch by epoch, this process's share of global batches of panorama indices.
+
+    Epoch 0, and every epoch without mining, is a shuffle. From epoch 1 on, each batch is half random anchors and half
+    mined partners: for each anchor one of the 100 items whose aerial descriptor is most similar to its ground
+    descriptor (method section; the released sampler). Anchor and partner go to the same process. Anchors that an epoch
+    has no room for come first in the next.
+
+    Args:
+        tiles: (N, T) int tiles that cover each panorama, the positive first, -1 for none (`PairDataset.tiles`).
+        batch_size: pairs of all processes together.
+        visits: times an epoch visits each item (VIGOR 2, else 1).
+        mining: hard negatives from epoch 1 on; needs `dim`, the numbers in a descriptor.
+        rank, world_size: whose share to yield; default: this process's.
+        seed: every epoch is a function of (seed, epoch, what the memory holds).
+        guard: "strict", or "release": as the published code does it (anchors unguarded, panorama labels looked up at
+            tile positions), which lets false negatives into VIGOR's batches.
+        device: where the descriptor memory lies (on rank 0; the others hold none).
+
+    `plan(epoch)` must be called, on every process, before an epoch is iterated; rank 0 computes, the others receive.
+    `update(indices, q, k)` feeds the memory after each forward pass.
+
+    Raises:
+        UserError: the batch does not divide over the processes, or the set is too small for two pairs a process.
+    """
+
+    def __init__(
+        self,
+        tiles,
+        batch_size,
+        visits=1,
+        mining=False,
+        dim=None,
+        rank=None,
+        world_size=None,
+        seed=0,
+        guard="strict",
+        device="cpu",
+    ):
+        if guard not in GUARDS:
+            raise ValueError(f"guard is {guard!r}; expected one of {', '.join(GUARDS)}")
+        self.rank = distributed.rank() if rank is None else rank
+        self.world_size = distributed.world_size() if world_size is None else world_size
+        self.tiles, self.visits, self.mining, self.seed, self.guard = (
+            np.asarray(tiles),
+            visits,
+            mining,
+            seed,
+            guard,
+        )
+        positives, self.item_of = np.unique(self.tiles[:, 0], return_inverse=True)
+        self.items = len(positives)
+        by_item = np.argsort(self.item_of, kind="stable")
+        self.panoramas_of = np.split(by_item, np.cumsum(np.bincount(self.item_of))[:-1])
+        self.covered = [tuple(t for t in row if t >= 0) for row in self.tiles.tolist()]
+        self.batch_size = self._fit(batch_size)
+        self.queue = np.empty(0, dtype=np.int64)  # items still to be anchors
+        self.epoch_plan, self.counts = None, {}
+        self.memory = DescriptorMemory(self.items, dim, device) if mining and distributed.is_main() else None
+
+    @property
+    def share(self):
+        """Pairs of a batch that each process gets."""
+        return self.batch_size // self.world_size
+
+    def __len__(self):
+        """Batches of the planned epoch, or of a full one before any plan."""
+        return self._full_epoch() if self.epoch_plan is None else len(self.epoch_plan)
+
+    def __iter__(self):
+        if self.epoch_plan is None:
+            raise RuntimeError("plan(epoch) must be called before the epoch is iterated")
+        for batch in self.epoch_plan:
+            yield batch[self.rank * self.share : (self.rank + 1) * self.share].tolist()
+
+    def plan(self, epoch):
+        """Lay out the global batches of an epoch, (batches, batch_size) panorama indices, equal on every process."""
+        made = self._lay_out(epoch) if distributed.is_main() else None
+        self.epoch_plan, self.queue, self.counts = distributed.broadcast_object(made)
+        return self.epoch_plan
+
+    def update(self, indices, q, k):
+        """Remember this process's descriptors: (share,) panorama indices, q and k (share, dim) of any float type."""
+        if not self.mining:
+            return
+        rows = torch.cat([q.detach().float(), k.detach().float(), indices.to(q.device)[:, None].float()], dim=1)
+        rows = distributed.gather_to_main(rows)  # one collective a step; indices are exact in float32 below 2**24
+        if self.memory is not None:
+            dim = q.shape[1]
+            items = torch.from_numpy(self.item_of)[rows[:, -1].long().cpu()]
+            self.memory.update(items, rows[:, :dim], rows[:, dim : 2 * dim])
+
+    def state_dict(self):
+        """What a resumed run needs to go on as if never stopped: the anchors still due and rank 0's memory."""
+        state = {"queue": torch.from_numpy(self.queue), "items": self.items}
+        return state | {"memory": self.memory.state_dict()} if self.memory is not None else state
+
+    def load_state_dict(self, state):
+        """Raises: UserError: the state belongs to another training set."""
+        if state["items"] != self.items:
+            raise UserError(
+                f"the checkpoint was trained on {state['items']} items, this training set has {self.items}; "
+                "resume with the data it was trained on"
+            )
+        self.queue = state["queue"].numpy()
+        if self.memory is not None and "memory" in state:
+            self.memory.load_state_dict(state["memory"])
+
+    # Laying out an epoch, on rank 0.
+
+    def _full_epoch(self):
+        return max(1, self.items * self.visits // self.batch_size)
+
+    def _fit(self, batch_size):
+        """The batch size, lowered where the set has fewer places that do not overlap."""
+        if batch_size % self.world_size:
+            raise UserError(
+                f"--batch-size {batch_size} cannot be shared evenly by {self.world_size} processes; "
+                f"give a multiple of {self.world_size}"
+            )
+        room = self._disjoint_items(batch_size)
+        fitting = room // self.world_size * self.world_size
+        if fitting < 2 * self.world_size:
+            raise UserError(
+                f"the training set has {self.items} places, {room} without a common tile; {self.world_size} "
+                f"process(es) need at least {2 * self.world_size}"
+            )
+        if fitting < batch_size:
+            log.warning(
+                "--batch-size %d is more than the training set's places without a common tile; using %d",
+                batch_size,
+                fitting,
+            )
+        return min(batch_size, fitting)
+
+    def _disjoint_items(self, wanted):
+        """How many items without a common tile a greedy search finds, at most `wanted`."""
+        if self.guard == "release" or self.tiles.shape[1] == 1:
+            return min(wanted, self.items)
+        fewest = wanted
+        for attempt in range(5):
+            generator = np.random.default_rng((self.seed, attempt))
+            batch = _Batch(self, generator)
+            for item in generator.permutation(self.items):
+                if len(batch.panoramas) < wanted:
+                    batch.add(item)
+            fewest = min(fewest, len(batch.panoramas))
+            if attempt == 0 and fewest == wanted:
+                break
+        return fewest
+
+    def _lay_out(self, epoch):
+        generator = np.random.default_rng((self.seed, epoch))
+        hard_half = self.mining and epoch > 0 and bool(self.memory.seen.any())
+        partners = self.share // 2 if hard_half else 0  # of each process
+        counts = dict.fromkeys(("mined", "random", "short"), 0)
+        for _ in range(LAYOUT_TRIES):
+            batches = [self._draw_anchors(generator, self.share - partners) for _ in range(self._full_epoch())]
+            if partners:
+                self._add_partners(batches, partners, generator, counts)
+            full = [batch for batch in batches if len(batch.panoramas) == self.batch_size]
+            for batch in batches:
+                if len(batch.panoramas) < self.batch_size:
+                    counts["short"] += 1
+                    self.queue = np.append(self.queue, batch.items)
+            if full:
+                plan = np.array([batch.by_process(self.world_size, partners) for batch in full], dtype=np.int64)
+                return plan, self.queue, counts
+        raise UserError(
+            f"no batch of {self.batch_size} places without a common tile could be formed from {self.items}; "
+            "give a smaller --batch-size"
+        )
+
+    def _add_partners(self, batches, partners, generator, counts):
+        """Fill the batches with hard partners of the first `partners` anchors of each process."""
+        anchors = self.share - partners
+        hard = self._hard_negatives([item for batch in batches for item in batch.items], generator)
+        for batch in batches:
+            for position, anchor in enumerate(list(batch.items)):
+                if position % anchors < partners:
+                    counts[batch.add_partner(hard.get(anchor, ()), self.items)] += 1
+
+    def _draw_anchors(self, generator, per_process):
+        """A batch with its anchors, the next in the queue that share no tile; those passed over stay in front."""
+        batch, passed, scanned = _Batch(self, generator), [], 0
+        while len(batch.panoramas) < per_process * self.world_size:
+            if scanned == len(self.queue):
+                if len(passed) > 2 * self.items * self.visits:
+                    break  # every item has been tried: the batch stays short
+                cycle = np.repeat(np.arange(self.items), self.visits)
+                self.queue = np.concatenate([self.queue, generator.permutation(cycle)])
+            item = int(self.queue[scanned])
+            scanned += 1
+            if not batch.add(item, guarded=self.guard == "strict"):
+                passed.append(item)
+        self.queue = np.concatenate([np.array(passed, dtype=np.int64), self.queue[scanned:]])
+        return batch
+
+    def _hard_negatives(self, anchors, generator):
+        """{item: its hard items} for the anchors that the memory knows."""
+        anchors = torch.from_numpy(np.unique(np.array(anchors)))
+        anchors = anchors[self.memory.seen.cpu()[anchors]]
+        lists = self.memory.hard_negatives(anchors, generator)
+        return dict(zip(anchors.tolist(), lists.numpy(), strict=True))
+
+
+class _Batch:
+    """A global batch in the making: its items and panoramas, and the tiles they cover."""
+
+    def __init__(self, sampler, generator):
+        self.sampler, self.generator = sampler, generator
+        self.items, self.panoramas, self.used = [], [], set()
+
+    def add(self, item, guarded=True):
+        """Add the item with one of its panoramas that shares no tile with the batch; False where there is none."""
+        sampler = self.sampler
+        panoramas = sampler.panoramas_of[item]
+        order = self.generator.permutation(len(panoramas)) if len(panoramas) > 1 else (0,)
+        for i in order:
+            panorama = int(panoramas[i])
+            # The release looks the panorama's labels up at the tile's position.
+            covered = sampler.covered[panorama if sampler.guard == "strict" else item]
+            if not guarded or self.used.isdisjoint(covered):
+                self.items.append(item)
+                self.panoramas.append(panorama)
+                self.used.update(covered)
+                return True
+        return False
+
+    def add_partner(self, hard, items):
+        """Add a partner from the anchor's hard items ("mined"), else any that fits ("random"), else none ("short")."""
+        for i in self.generator.permutation(len(hard)):
+            if self.add(int(hard[i])):
+                return "mined"
+        for item in self.generator.integers(items, size=RANDOM_DRAWS):
+            if self.add(int(item)):
+                return "random"
+        return "random" if any(self.add(int(item)) for item in self.generator.permutation(items)) else "short"
+
+    def by_process(self, world_size, partners):
+        """(batch_size,) panoramas, process after process: its anchors, then their own partners."""
+        panoramas = np.array(self.panoramas)
+        anchors = len(panoramas) - world_size * partners
+        shares = (
+            panoramas[:anchors].reshape(world_size, -1),
+            panoramas[anchors:].reshape(world_size, partners),
+        )
+        return np.concatenate(shares, axis=1).ravel()

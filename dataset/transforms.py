@@ -1,0 +1,44 @@
+"""From a stored image to what the network sees."""
+
+import numpy as np
+from torchvision import transforms
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def image_transform(size, crop=None):
+    """PIL RGB image -> (3, H, W) float32 tensor: crop, resize, [0, 1], minus ImageNet mean, over std.
+
+    Args:
+        size: (H, W) in pixels; both sides given, so the aspect is not kept. Bilinear with antialiasing.
+        crop: function of the PIL image, applied first; None for none.
+    """
+    steps = [
+        transforms.Resize(tuple(size), transforms.InterpolationMode.BILINEAR, antialias=True),
+        transforms.ToTensor(),
+        transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD),
+    ]
+    return transforms.Compose([transforms.Lambda(crop), *steps] if crop else steps)
+
+
+def crop_middle_half(image):
+    """Rows H/4 .. H/4*3 (integer quotients) of a PIL image: CVACT's full sphere without zenith and nadir."""
+    quarter = image.height // 4
+    return image.crop((0, quarter, image.width, quarter * 3))
+
+
+def crop_field_of_view(image, fov, angle):
+    """A panorama seen by a camera of `fov` degrees that is turned by `angle` degrees.
+
+    (3, H, W) -> (3, H, floor(W * fov / 360)): columns from -angle onwards, around the seam.
+    """
+    width = image.shape[-1]
+    shift = int(width * angle / 360)
+    return image.roll(shift, dims=-1)[..., : int(width * fov / 360)]
+
+
+def fov_angle(seed, index, epoch=None):
+    """Whole degrees 0 .. 359: another in every training epoch; without an epoch, fixed for (seed, index)."""
+    key = (seed, index) if epoch is None else (seed, index, epoch + 1)
+    return int(np.random.default_rng(key).integers(360))
