@@ -1,0 +1,369 @@
+"""Train or evaluate FRGeo on CVUSA, CVACT, VIGOR or own pairs. `python train.py -h` explains every flag."""
+
+import sys
+
+from utils.options import parse_args
+
+if __name__ == "__main__":
+    parse_args()  # -h and a wrong flag are answered before torch is imported, which takes seconds
+
+import json
+import logging
+import math
+import secrets
+import time
+
+import torch
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, Subset
+
+from criterion import SAM
+from criterion.build import build_loss, build_optimizer
+from dataset import build_datasets
+from dataset.sampler import MiningSampler
+from model.frgeo import build_model
+from utils import distributed
+from utils.checkpoint import load_checkpoint, load_weights, model_options
+from utils.errors import UserError
+from utils.launch import cores, launch
+from utils.logging import describe_metrics, progress_bar, start_logging, stop_logging, versions
+from utils.metrics import Ranks, rank_queries, summarise
+from utils.options import recorded, run_name, settle_model_options
+from utils.paper import PUBLISHED_TUPLE
+from utils.run_files import RunFiles
+from utils.seeding import loader_generator, seed_process, seed_worker, set_deterministic
+
+log = logging.getLogger(__name__)
+
+
+def main(argv=None):
+    """Run train.py with the given arguments (default: the command line's).
+
+    Returns:
+        dict | None: metrics of the run's last evaluation on rank 0 (None elsewhere).
+
+    Raises:
+        SystemExit: code 2 after one sentence on stderr where the user's input is wrong; 130 on Ctrl-C.
+    """
+    args = parse_args(argv)
+    try:
+        return launch(run, args)
+    except UserError as error:
+        print(f"train.py: {error.sentence()}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print(f"train.py: interrupted; go on with --resume {args.save_path}/checkpoint.pth.tar", file=sys.stderr)
+        raise SystemExit(130) from None
+    finally:
+        stop_logging()
+
+
+def run(args, device):
+    """One process's part of a run: read, build, then evaluate or train. Returns the last metrics on rank 0."""
+    files = RunFiles(args.save_path)
+    source = files.weights_to_evaluate(args.weights) if args.evaluate else args.resume or args.weights
+    state = load_checkpoint(source) if source else None
+    taken = settle_model_options(args, model_options(state) if state else {})
+    if args.seed is None:
+        stored = (state or {}).get("args", {}).get("seed") if args.resume else None
+        args.seed = distributed.broadcast_object(secrets.randbelow(2**31) if stored is None else stored)
+    datasets = build_datasets(args)
+
+    set_deterministic(args.deterministic)
+    seed_process(args.seed)
+    pretrained = {"imagenet": True, "none": False}.get(args.pretrained, args.pretrained)
+    # Rank 0's weights reach the others when DistributedDataParallel is built.
+    model = build_model(args, pretrained=pretrained if state is None and distributed.is_main() else False)
+
+    if distributed.is_main():
+        files.open(fresh=not (args.evaluate or args.resume))
+    distributed.barrier()
+    start_logging(args.save_path)
+    log_setup(args, device, model, datasets, taken)
+    told = load_weights(model, state) if state else {}
+    model.to(device, memory_format=torch.channels_last)
+    if args.evaluate:
+        log.info("weights %s, epoch %s", source, told.get("epoch", "unknown"))
+        return evaluate_and_record(model, datasets, args, device, files, source, told.get("epoch"))
+    return train(model, datasets, args, device, files, state if args.resume else None)
+
+
+def train(model, datasets, args, device, files, state):
+    """Train for the epochs that remain; `state` is the checkpoint to resume from, or None."""
+    train_set, _, _ = datasets
+    sampler = MiningSampler(
+        train_set.tiles,
+        args.batch_size,
+        visits=train_set.visits,
+        mining=args.mining,
+        dim=model.dim,
+        seed=args.seed,
+        guard=args.vigor_guard,
+        device=device,
+    )
+    criterion = build_loss(args, sampler.share, distributed.world_size())
+    optimizer = build_optimizer(args, model.parameters())
+    start, best = args.start_epoch or 0, 0.0
+    if state is not None:
+        start, best = resume(state, optimizer, sampler, args)
+    log_tuple(args, criterion, sampler)
+    if distributed.is_main():
+        files.start(recorded(args), start)
+
+    network = model
+    if distributed.world_size() > 1:
+        network = DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
+    workers = loader_workers(args)
+    loader = DataLoader(
+        train_set,
+        batch_sampler=sampler,
+        num_workers=workers,
+        pin_memory=device.type == "cuda",
+        persistent_workers=workers > 0,
+        worker_init_fn=seed_worker,
+        generator=loader_generator(args.seed, start, distributed.rank()),
+    )
+    metrics = None
+    for epoch in range(start, args.epochs):
+        seed_process(args.seed, epoch, distributed.rank())
+        train_set.set_epoch(epoch)
+        lr = set_learning_rate(optimizer, args, epoch)
+        plan_epoch(sampler, epoch)
+        line = {"epoch": epoch + 1, "lr": lr}
+        line |= train_one_epoch(network, loader, sampler, criterion, optimizer, args, device, epoch)
+        is_best = False
+        if (epoch + 1) % args.eval_every == 0 or epoch + 1 == args.epochs:
+            weights = files.checkpoint
+            metrics = evaluate_and_record(model, datasets, args, device, files, weights, epoch + 1)
+            if distributed.is_main():
+                is_best = metrics["R@1"] > best or not files.best.exists()
+                best = max(best, metrics["R@1"])
+                line |= metrics
+        if distributed.is_main():
+            files.save_epoch(
+                line,
+                is_best,
+                epoch=epoch + 1,
+                state_dict=model.state_dict(),
+                best_acc1=best,
+                optimizer=optimizer.state_dict(),
+                sampler=sampler.state_dict(),
+                args=recorded(args),
+            )
+        distributed.barrier()
+    if start >= args.epochs:
+        log.warning("nothing to train: %d of --epochs %d are done; give a larger --epochs", start, args.epochs)
+    return metrics
+
+
+def train_one_epoch(network, loader, sampler, criterion, optimizer, args, device, epoch):
+    """One pass over the planned batches. Returns loss, similarities and speed, averaged over processes."""
+    network.train()
+    totals = torch.zeros(3, dtype=torch.float64, device=device)  # loss, positive and negative similarity
+    window, started, last = totals.clone(), time.perf_counter(), time.perf_counter()
+    lr = optimizer.param_groups[0]["lr"]
+    steps = len(loader)
+    for step, (ground, aerial, index) in enumerate(progress_bar(loader, f"epoch {epoch + 1}"), start=1):
+        ground, aerial = to_device(ground, device), to_device(aerial, device)
+        values, q, k = train_step(network, criterion, optimizer, ground, aerial)
+        sampler.update(index, q, k)
+        totals += values
+        window += values
+        if step % args.print_freq == 0 or step == steps:
+            count = args.print_freq if step % args.print_freq == 0 else step % args.print_freq
+            loss, positive, negative = (window / count).tolist()  # the only wait for the device
+            if not math.isfinite(loss):
+                raise UserError(
+                    f"the loss is {loss} in epoch {epoch + 1}, step {step}: training has diverged; lower --lr "
+                    f"({args.lr:g}) and go on from {args.save_path}/checkpoint.pth.tar or start again"
+                )
+            speed = 2 * sampler.batch_size * count / (time.perf_counter() - last)
+            log.info(
+                "epoch %d step %d/%d: loss %.4f, positive %.3f, negative %.3f, lr %.3g, %.1f images/s",
+                epoch + 1, step, steps, loss, positive, negative, lr, speed,
+            )  # fmt: skip
+            window.zero_()
+            last = time.perf_counter()
+    loss, positive, negative = distributed.mean_over_ranks((totals / steps).tolist())
+    seconds = time.perf_counter() - started
+    return {
+        "loss": loss,
+        "positive_similarity": positive,
+        "negative_similarity": negative,
+        "images_per_second": 2 * sampler.batch_size * steps / seconds,
+        "seconds": seconds,
+    }
+
+
+def train_step(network, criterion, optimizer, ground, aerial):
+    """One step, plain or SAM. Returns (3,) loss and similarities at w, and the descriptors they come from."""
+
+    def backward():
+        q, k = network(ground, aerial)
+        loss, positive, negative = criterion(q, k)
+        loss.backward()
+        return torch.stack([loss, positive, negative]).detach().double(), q, k
+
+    values, q, k = backward()
+    if isinstance(optimizer, SAM):
+        optimizer.first_step(zero_grad=True)
+        backward()
+        optimizer.second_step(zero_grad=True)
+    else:
+        optimizer.step()
+        optimizer.zero_grad()
+    return values, q.detach(), k.detach()
+
+
+def evaluate_and_record(model, datasets, args, device, files, weights, epoch):
+    """Evaluate on all processes; rank 0 writes metrics.json and, with -e, the descriptors, and gets the metrics."""
+    _, query, reference = datasets
+    started = time.perf_counter()
+    metrics, descriptors = evaluate(model, query, reference, args, device)
+    if not distributed.is_main():
+        return None
+    log.info(
+        "%s %s: %s (%d queries, %d in the gallery, %.1f s)",
+        run_name(args), query.split, describe_metrics(metrics), len(query), len(reference),
+        time.perf_counter() - started,
+    )  # fmt: skip
+    record = {
+        "dataset": run_name(args),
+        "split": query.split,
+        "queries": len(query),
+        "gallery": len(reference),
+        "missing_pairs": query.missing,
+        "weights": str(weights),
+        "epoch": epoch,
+    }
+    if args.dataset == "vigor":
+        record["labels"] = args.vigor_labels
+    files.write_evaluation(metrics | record, descriptors if args.evaluate else None)
+    return metrics
+
+
+def evaluate(model, query, reference, args, device):
+    """Metrics of a model on a split, its forward passes and comparisons shared by all processes.
+
+    Returns:
+        (metrics, (query descriptors, reference descriptors)): a dict in percent, (N, dim) and (M, dim) float32.
+    """
+    model.eval()
+    q = extract(model.query_net, query, args, device, "queries")
+    r = extract(model.reference_net, reference, args, device, "gallery")
+    if device.type == "cuda":
+        r = r.to(device)
+    ranks = rank_queries(q, r, query.labels, query.semi_positives, rows=distributed.shard(len(q)))
+    columns = torch.stack([torch.from_numpy(column) for column in ranks if column is not None], dim=1)
+    columns = distributed.gather_rows(columns, len(q)).T.numpy()
+    return summarise(Ranks(*columns), len(r)), (q.numpy(), r.cpu().numpy())
+
+
+@torch.inference_mode()
+def extract(encoder, images, args, device, label):
+    """(rows, dim) float32 descriptors of a dataset, on the CPU of every process; each computes its part."""
+    start, stop = distributed.shard(len(images))
+    loader = DataLoader(
+        Subset(images, range(start, stop)),
+        batch_size=args.eval_batch_size,
+        num_workers=loader_workers(args),
+        pin_memory=device.type == "cuda",
+        worker_init_fn=seed_worker,
+    )
+    own = torch.empty(stop - start, encoder.dim)
+    done = 0
+    for image, _ in progress_bar(loader, label):
+        own[done : done + len(image)] = encoder(to_device(image, device)).float().cpu()
+        done += len(image)
+    return distributed.gather_rows(own, len(images))
+
+
+def resume(state, optimizer, sampler, args):
+    """Restore optimiser and sampler. Returns the epoch to go on with and the best R@1 so far."""
+    if "sampler" not in state:
+        raise UserError(
+            f"--resume {args.resume} holds weights only (a best model, or a released file); to start from them give "
+            f"--weights {args.resume}"
+        )
+    stored = state.get("args", {})
+    for name in ("op", "batch_size"):
+        if stored.get(name) != getattr(args, name):
+            flag = "--" + name.replace("_", "-")
+            log.warning("%s is %s, the checkpoint was trained with %s", flag, getattr(args, name), stored.get(name))
+    try:
+        optimizer.load_state_dict(state["optimizer"])
+    except (ValueError, KeyError) as error:
+        raise UserError(f"the optimiser state of {args.resume} does not fit --op {args.op} ({error})") from error
+    sampler.load_state_dict(state["sampler"])
+    start = args.start_epoch if args.start_epoch is not None else state["epoch"]
+    log.info("resumed %s after epoch %d, best R@1 %.2f", args.resume, state["epoch"], state["best_acc1"])
+    return start, float(state["best_acc1"])
+
+
+def set_learning_rate(optimizer, args, epoch):
+    """Learning rate of an epoch: half a cosine down to 0 (`--cos`), or a tenth from each `--schedule` epoch on."""
+    factor = (
+        0.5 * (1 + math.cos(math.pi * epoch / args.epochs))
+        if args.cos
+        else 0.1 ** sum(epoch >= milestone for milestone in args.schedule)
+    )
+    for group in optimizer.param_groups:
+        group["lr"] = args.lr * factor
+    return args.lr * factor
+
+
+def plan_epoch(sampler, epoch):
+    """Lay out the epoch's batches and say what mining found."""
+    started = time.perf_counter()
+    sampler.plan(epoch)
+    counts = sampler.counts
+    if counts["mined"] or counts["random"]:
+        log.info(
+            "epoch %d: %d hard partners, %d random ones where no hard one fitted (%.1f s)",
+            epoch + 1, counts["mined"], counts["random"], time.perf_counter() - started,
+        )  # fmt: skip
+    if counts["short"]:
+        log.warning("epoch %d: %d batches left out, too few places without a common tile", epoch + 1, counts["short"])
+
+
+def log_setup(args, device, model, datasets, taken):
+    """Say what this run is made of."""
+    train_set, query, reference = datasets
+    log.info(versions())
+    log.info("arguments: %s", json.dumps(recorded(args)))
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    log.info("device: %s (%s), %d process(es)", device, name, distributed.world_size())
+    parameters = sum(p.numel() for p in model.parameters())
+    log.info("model: %s, %.2f M parameters, descriptors of %d numbers", args.arch, parameters / 1e6, model.dim)
+    for sentence in taken:
+        log.info("using %s", sentence)
+    if train_set is not None:
+        log.info("training: %d pairs", len(train_set))
+    log.info("%s: %d queries, gallery of %d", query.split, len(query), len(reference))
+    for part in (train_set, query):
+        if part is not None and part.missing:
+            log.warning("%s: %d pairs left out, files missing", part.split, part.missing)
+
+
+def log_tuple(args, criterion, sampler):
+    """Say how many pairs one loss sees, and what the published numbers used."""
+    pairs = criterion.tuple_size or sampler.share * (distributed.world_size() if criterion.gather else 1)
+    published = PUBLISHED_TUPLE.get(args.dataset)
+    note = f"; the published numbers are those of {published}: --tuple-size {published}" if published else ""
+    log.info("loss over tuples of %d pairs%s", pairs, note if published != pairs else " (as published)")
+
+
+def loader_workers(args):
+    """Loader processes of this process: the node's share, never more than there are cores."""
+    here = int(distributed.world_size() / max(1, args.world_size)) if args.multiprocessing_distributed else 1
+    here = here if not distributed.under_torchrun() else distributed.local_world_size()
+    wanted = min(32, cores()) if args.workers is None else args.workers
+    return -(-wanted // here)
+
+
+def to_device(images, device):
+    return images.to(device, non_blocking=True, memory_format=torch.channels_last)
+
+
+if __name__ == "__main__":
+    main()

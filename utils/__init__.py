@@ -1,0 +1,1 @@
+"""What every room uses: options, processes, checkpoints, metrics, logging, seeds."""

@@ -1,0 +1,106 @@
+"""Start a run's processes: one, one per GPU, several on a CPU, or those that torchrun has started."""
+
+import os
+import sys
+
+import torch
+import torch.multiprocessing as mp
+
+from utils import distributed
+from utils.errors import UserError
+
+
+def launch(function, args):
+    """Call `function(args, device)` in every process of the run; returns rank 0's value (None on other nodes).
+
+    Raises:
+        UserError: devices, addresses or numbers of processes that cannot be, or what `function` raised.
+    """
+    if distributed.under_torchrun():
+        local, here = int(os.environ["LOCAL_RANK"]), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        return _in_group(function, args, "env://", int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), local, here)
+    nodes, node = max(1, args.world_size), max(0, args.rank)
+    if not args.multiprocessing_distributed:
+        if nodes == 1:
+            return function(args, choose_device(args.device))
+        return _in_group(function, args, args.dist_url, node, nodes, 0, 1)
+
+    here = _processes(args)
+    url = args.dist_url or f"tcp://127.0.0.1:{distributed.free_port()}"
+    told = mp.get_context("spawn").SimpleQueue()
+    try:
+        mp.spawn(_child, args=(function, args, url, node, nodes, here, told), nprocs=here)
+    except mp.ProcessExitedException:
+        if told.empty():
+            raise
+    kind, value = told.get() if not told.empty() else ("result", None)
+    if kind == "error":
+        raise UserError(value)
+    return value
+
+
+def choose_device(name, local_rank=None):
+    """The torch device of a process.
+
+    Args:
+        name: "auto", "cpu", "cuda" or "cuda:N".  local_rank: number of the process on this node, where there are
+            several: it takes the GPU of that number.
+
+    Raises:
+        UserError: a device that is not there.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise UserError(f"--device {name} is not known; expected auto, cpu, cuda or cuda:N")
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        index = local_rank if local_rank is not None else device.index or 0
+        if index >= count:
+            raise UserError(f"--device cuda:{index} is not there: this machine shows {count} GPU(s); give --device cpu")
+        device = torch.device("cuda", index)
+        torch.cuda.set_device(device)
+    return device
+
+
+def cores():
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _processes(args):
+    """Processes to start on this node."""
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() and args.device != "cpu" else 0
+    if args.nprocs is not None and 0 < gpus < args.nprocs:
+        raise UserError(f"--nprocs {args.nprocs} is more than the {gpus} GPU(s) of this machine; give at most {gpus}")
+    return args.nprocs or gpus or 1
+
+
+def _in_group(function, args, url, rank, world, local_rank, here):
+    """Join the others, call the function, leave."""
+    device = choose_device(args.device.split(":")[0], local_rank)
+    if device.type == "cpu":
+        torch.set_num_threads(max(1, cores() // here))
+    distributed.join(url, world, rank, args.dist_backend or ("nccl" if device.type == "cuda" else "gloo"))
+    try:
+        return function(args, device)
+    finally:
+        distributed.leave()
+
+
+def _child(local_rank, function, args, url, node, nodes, here, told):
+    """One process of this node; what it has to tell goes to the parent."""
+    rank = node * here + local_rank
+    try:
+        result = _in_group(function, args, url, rank, nodes * here, local_rank, here)
+    except UserError as error:
+        told.put(("error", error.sentence()))
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    if rank == 0:
+        told.put(("result", result))

@@ -1,0 +1,355 @@
+"""The command line: every flag in titled groups, checked before anything is read or written."""
+
+import argparse
+import os
+from pathlib import Path
+
+from utils.errors import UserError
+
+DATASETS = ("cvusa", "cvact", "vigor", "pairs")
+OPTIMISERS = ("sgd", "adam", "adamw", "sam")
+DATA_VARIABLE = "FRGEO_DATA"
+
+DESCRIPTION = """\
+Train or evaluate FRGeo: find the aerial image that shows the place of a street-level panorama.
+
+  train     python train.py --dataset cvusa --data-root DATA --save_path result_cvusa \\
+                --op sam --asam --rho 2.5 --wd 0.03 --lr 0.0001 --batch-size 32 --epochs 50 --cos --mining
+  evaluate  python train.py --dataset cvusa --data-root DATA --save_path result_cvusa -e
+
+One process by default (a GPU if there is one). --multiprocessing-distributed starts one process per GPU;
+torchrun --nproc-per-node N train.py ... works as well, on one or several nodes."""
+
+EPILOG = """\
+A run writes to --save_path: checkpoint.pth.tar (last epoch, whole state), model_best.pth.tar (weights of the best
+epoch), log.txt, args.json, metrics.jsonl (a line per epoch), metrics.json (last evaluation); with -e also
+grd_global_descriptor.npy and sat_global_descriptor.npy. A mistake in the call ends with one sentence and code 2."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Answers a mistake with one sentence instead of the whole usage."""
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: {message} ({self.prog} -h explains the flags)\n")
+
+
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    def __init__(self, prog):
+        super().__init__(prog, max_help_position=34, width=118)
+
+
+def build_parser():
+    """The parser of train.py. Names, short forms and meanings of the published flags are kept."""
+    parser = _Parser(prog="train.py", description=DESCRIPTION, epilog=EPILOG, formatter_class=_HelpFormatter)
+
+    data = parser.add_argument_group("data")
+    data.add_argument("--dataset", default="vigor", choices=DATASETS, help="layout of the data (default: vigor)")
+    data.add_argument(
+        "--data-root",
+        metavar="DIR",
+        type=Path,
+        help=f"folder of the data set, or one that holds it (default: the environment variable {DATA_VARIABLE})",
+    )
+    data.add_argument("--cross", action="store_true", help="VIGOR: cross-area split instead of same-area")
+    data.add_argument(
+        "--vigor-labels",
+        default="original",
+        choices=("original", "corrected"),
+        help="VIGOR: labels as published, or those corrected by SliceMatch (default: original)",
+    )
+    data.add_argument(
+        "--ground-size",
+        nargs=2,
+        type=_positive,
+        metavar=("H", "W"),
+        help="panorama size in pixels (default: 128 512; VIGOR 320 640)",
+    )
+    data.add_argument(
+        "--aerial-size",
+        nargs=2,
+        type=_positive,
+        metavar=("H", "W"),
+        help="aerial image size in pixels (default: 256 256; VIGOR 320 320)",
+    )
+    data.add_argument(
+        "--fov",
+        default=0,
+        type=int,
+        metavar="DEG",
+        help="horizontal field of view of the panoramas, turned at random in training and by a fixed angle per image "
+        "in evaluation (default: 0, all 360 degrees)",
+    )
+    data.add_argument(
+        "-j",
+        "--workers",
+        default=None,
+        type=_count,
+        metavar="N",
+        help="loader processes per node (default: 32, at most the cores there are)",
+    )
+
+    net = parser.add_argument_group("model")
+    net.add_argument(
+        "--arch",
+        metavar="NAME",
+        help="a timm network that yields a feature map: any ConvNeXt, ViT, DeiT, Swin, ... (default: convnext_tiny)",
+    )
+    net.add_argument(
+        "--pool",
+        choices=("frm", "gap"),
+        help="frm: the Feature Recombination Module, four compass quadrants; gap: one global average (default: frm)",
+    )
+    net.add_argument("--share", action="store_true", default=None, help="one set of encoder weights for both views")
+    net.add_argument(
+        "--dim",
+        type=_positive,
+        metavar="N",
+        help="numbers in a descriptor; checked against the model (default: the model's own, 3072 for ConvNeXt-T)",
+    )
+    net.add_argument(
+        "--pretrained",
+        default="imagenet",
+        metavar="WHAT",
+        help="weights that training starts from: imagenet, none, or a file in timm's or Facebook's key style "
+        "(default: imagenet)",
+    )
+    net.add_argument(
+        "--weights",
+        type=Path,
+        metavar="PATH",
+        help="weights to evaluate, or to start training from: a checkpoint of this project or of the published release "
+        "(default with -e: model_best.pth.tar, else checkpoint.pth.tar, in --save_path)",
+    )
+
+    loss = parser.add_argument_group("loss")
+    loss.add_argument(
+        "--loss",
+        default="wbl",
+        choices=("wbl", "soft-triplet"),
+        help="weighted (B+1)-tuple loss, or TransGeo's soft-margin triplet (default: wbl)",
+    )
+    loss.add_argument("--alpha", type=float, metavar="A", help="scale of similarities (default: 10; soft-triplet 20)")
+    loss.add_argument(
+        "--tuple-size",
+        type=_positive,
+        metavar="B",
+        help="pairs that one loss sees (default: those of one process; published: 16 on CVUSA and CVACT, 8 on VIGOR)",
+    )
+    loss.add_argument("--gather", action="store_true", help="take the loss over the pairs of all processes")
+
+    optimiser = parser.add_argument_group("optimiser and schedule")
+    optimiser.add_argument("--op", default="adam", choices=OPTIMISERS, help="sam is AdamW inside SAM (default: adam)")
+    optimiser.add_argument("--asam", action="store_true", help="with --op sam: adaptive SAM, as published")
+    optimiser.add_argument("--rho", default=0.05, type=float, help="radius of SAM (default: 0.05; published: 2.5)")
+    optimiser.add_argument("--lr", "--learning-rate", default=0.03, type=float, help="learning rate (default: 0.03)")
+    optimiser.add_argument("--momentum", default=0.9, type=float, help="of --op sgd (default: 0.9)")
+    optimiser.add_argument(
+        "--wd",
+        "--weight-decay",
+        dest="weight_decay",
+        default=1e-4,
+        type=float,
+        help="weight decay (default: 1e-4)",
+    )
+    optimiser.add_argument("--cos", action="store_true", help="cosine learning rate, epoch by epoch, down to 0")
+    optimiser.add_argument(
+        "--schedule",
+        default=[120, 160],
+        nargs="*",
+        type=_count,
+        metavar="EPOCH",
+        help="without --cos: epochs from which the learning rate is a tenth of what it was (default: 120 160)",
+    )
+
+    run = parser.add_argument_group("run")
+    run.add_argument("-e", "--evaluate", action="store_true", help="evaluate weights instead of training")
+    run.add_argument(
+        "--save_path",
+        "--save-path",
+        type=Path,
+        metavar="DIR",
+        help="folder of the run's files, made where it is not there (default: result_<dataset>)",
+    )
+    run.add_argument("--resume", type=Path, metavar="PATH", help="go on from this checkpoint.pth.tar")
+    run.add_argument("--epochs", default=200, type=_count, metavar="N", help="epochs in all (default: 200)")
+    run.add_argument(
+        "--start-epoch",
+        default=None,
+        type=_count,
+        metavar="N",
+        help="number of the first epoch (default: 0, or that of --resume)",
+    )
+    run.add_argument(
+        "-b",
+        "--batch-size",
+        default=256,
+        type=_positive,
+        metavar="N",
+        help="pairs of all processes together (default: 256)",
+    )
+    run.add_argument("--mining", action="store_true", help="global hard-negative mining from the second epoch on")
+    run.add_argument(
+        "--vigor-guard",
+        default="strict",
+        choices=("strict", "release"),
+        help="VIGOR: strict keeps every false negative out of a batch; release checks as the published code does, "
+        "which lets some in (default: strict)",
+    )
+    run.add_argument(
+        "--eval-every",
+        default=1,
+        type=_positive,
+        metavar="N",
+        help="evaluate every N epochs and after the last (default: 1)",
+    )
+    run.add_argument(
+        "--eval-batch-size",
+        default=32,
+        type=_positive,
+        metavar="N",
+        help="images per process in evaluation (default: 32)",
+    )
+    run.add_argument(
+        "-p", "--print-freq", default=10, type=_positive, metavar="N", help="steps between log lines (default: 10)"
+    )
+    run.add_argument("--seed", type=_count, metavar="N", help="of weights, order and angles (default: drawn, logged)")
+    run.add_argument("--deterministic", action="store_true", help="only deterministic kernels (slower on a GPU)")
+
+    machine = parser.add_argument_group("device and processes")
+    machine.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N (default: auto)")
+    machine.add_argument("--gpu", type=_count, metavar="N", help="the same as --device cuda:N")
+    machine.add_argument(
+        "--multiprocessing-distributed",
+        action="store_true",
+        help="start one process per GPU of this node, or --nprocs processes",
+    )
+    machine.add_argument(
+        "--nprocs",
+        type=_positive,
+        metavar="N",
+        help="processes that --multiprocessing-distributed starts on this node (default: one per GPU, 1 without)",
+    )
+    machine.add_argument("--world-size", default=-1, type=int, metavar="N", help="nodes (default: 1)")
+    machine.add_argument("--rank", default=-1, type=int, metavar="N", help="number of this node (default: 0)")
+    machine.add_argument("--dist-url", metavar="URL", help="where processes meet (default: a free port of this node)")
+    machine.add_argument("--dist-backend", metavar="NAME", help="nccl or gloo (default: nccl with GPUs, else gloo)")
+    return parser
+
+
+def parse_args(argv=None):
+    """Parsed and checked options; a mistake is told in one sentence and ends the program with code 2."""
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    try:
+        return check(args)
+    except UserError as error:
+        parser.error(str(error))
+
+
+def check(args):
+    """Fill what follows from other options, and refuse values that do not go together.
+
+    Raises:
+        UserError: it says which, and what is expected.
+    """
+    args.data_root = args.data_root or (Path(os.environ[DATA_VARIABLE]) if os.environ.get(DATA_VARIABLE) else None)
+    if args.data_root is None:
+        raise UserError(f"no data: give --data-root DIR, or set {DATA_VARIABLE}, to the folder of {args.dataset}")
+    if args.gpu is not None:
+        args.device = f"cuda:{args.gpu}"
+    if args.save_path is None:
+        args.save_path = Path(f"result_{run_name(args)}")
+    for flag, wrong in (("--cross", args.cross), ("--vigor-labels", args.vigor_labels != "original")):
+        if wrong and args.dataset != "vigor":
+            raise UserError(f"{flag} belongs to --dataset vigor, not {args.dataset}; leave it out")
+    if not 0 <= args.fov <= 360:
+        raise UserError(f"--fov {args.fov} is out of range; expected 1 to 360 degrees, or 0 for all")
+    if args.asam and args.op != "sam":
+        raise UserError(f"--asam needs --op sam, not {args.op}; give --op sam or leave --asam out")
+    for flag in ("lr", "rho", "alpha", "weight_decay", "momentum"):
+        value = getattr(args, flag)
+        if value is not None and not 0 <= value < float("inf"):
+            raise UserError(f"--{flag.replace('_', '-')} {value} is out of range; expected a number of at least 0")
+    if args.resume is not None and args.evaluate:
+        raise UserError("--resume continues a training; to evaluate that file give -e --weights PATH")
+    if args.resume is not None and args.weights is not None:
+        raise UserError("--resume and --weights both say what to load; give one of them")
+    if args.nprocs is not None and not args.multiprocessing_distributed:
+        raise UserError("--nprocs needs --multiprocessing-distributed; add it or leave --nprocs out")
+    if args.world_size > 1 and not 0 <= args.rank < args.world_size:
+        raise UserError(f"--rank {args.rank} is not a node of --world-size {args.world_size}; give 0 to N - 1")
+    if args.world_size > 1 and args.dist_url is None:
+        raise UserError("several nodes need --dist-url tcp://HOST:PORT of node 0, the same on all")
+    return args
+
+
+def run_name(args):
+    """Name of the protocol a run follows: cvusa, cvact, vigor, vigor_cross or pairs."""
+    return args.dataset + ("_cross" if args.cross else "")
+
+
+def settle_model_options(args, stored):
+    """Fill model options that were not given from a checkpoint's, else with the paper's defaults.
+
+    Args:
+        args: parsed options, changed in place.  stored: {option: value} as the checkpoint recorded them.
+
+    Returns:
+        list of sentences on what was taken from the checkpoint.
+
+    Raises:
+        UserError: an option was given and the checkpoint says otherwise.
+    """
+    from utils.paper import INPUT_SIZES
+
+    sizes = INPUT_SIZES[args.dataset]
+    defaults = {
+        "arch": "convnext_tiny",
+        "pool": "frm",
+        "share": False,
+        "ground_size": None,
+        "aerial_size": None,
+    }
+    taken = []
+    for name, default in defaults.items():
+        given, known = getattr(args, name), stored.get(name)
+        flag = "--" + name.replace("_", "-")
+        if given is None and known is not None:
+            setattr(args, name, known)
+            if known != default:
+                taken.append(f"{flag} {_text(known)} as the checkpoint was trained with")
+        elif given is None:
+            setattr(args, name, default)
+        elif known is not None and name in ("arch", "pool", "share") and given != known:
+            raise UserError(
+                f"{flag} {_text(given)} was given, the checkpoint was trained with {_text(known)}; leave it out"
+            )
+    args.ground_size = list(args.ground_size or sizes.ground)
+    args.aerial_size = list(args.aerial_size or sizes.aerial)
+    return taken
+
+
+def recorded(args):
+    """The options as plain values, for args.json and checkpoints."""
+    return {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
+
+
+def _text(value):
+    return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _positive(text):
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 1")
+    return value
+
+
+def _count(text):
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 0")
+    return value
+
+
+_positive.__name__ = _count.__name__ = "whole number"

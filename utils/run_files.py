@@ -1,0 +1,102 @@
+"""The files of a run in --save_path, named once."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from utils.checkpoint import save_checkpoint
+from utils.errors import UserError
+from utils.logging import write_json
+
+WRITTEN_BY_TRAINING = (
+    "checkpoint.pth.tar",
+    "model_best.pth.tar",
+    "log.txt",
+    "args.json",
+    "metrics.jsonl",
+    "metrics.json",
+)
+
+
+class RunFiles:
+    """Names and writes a run's files; an earlier run in the same folder is moved aside, never overwritten."""
+
+    def __init__(self, folder):
+        self.folder = Path(folder)
+        self.checkpoint = self.folder / "checkpoint.pth.tar"
+        self.best = self.folder / "model_best.pth.tar"
+        self.metrics = self.folder / "metrics.json"
+        self.history = self.folder / "metrics.jsonl"
+        self.args = self.folder / "args.json"
+
+    def weights_to_evaluate(self, given=None):
+        """The file to evaluate: the one given, else the best model, else the last checkpoint of the folder.
+
+        Raises:
+            UserError: none of them is there.
+        """
+        for path in (given,) if given else (self.best, self.checkpoint):
+            if path.is_file():
+                return path
+        if given:
+            raise UserError(f"--weights {given} is not there; give an existing checkpoint")
+        raise UserError(
+            f"--save_path {self.folder} holds neither {self.best.name} nor {self.checkpoint.name} to evaluate; "
+            "train first, put released weights there, or give --weights PATH"
+        )
+
+    def open(self, fresh):
+        """Make the folder; with `fresh`, move the files of an earlier training to previous-1, previous-2, ...
+
+        Raises:
+            UserError: the folder cannot be made or written to.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            probe = self.folder / ".writable"
+            probe.touch()
+            probe.unlink()
+            earlier = [self.folder / name for name in WRITTEN_BY_TRAINING if (self.folder / name).exists()]
+            if fresh and (self.checkpoint in earlier or self.best in earlier):
+                number = 1
+                while (self.folder / f"previous-{number}").exists():
+                    number += 1
+                aside = self.folder / f"previous-{number}"
+                aside.mkdir()
+                for path in earlier:
+                    path.rename(aside / path.name)
+        except OSError as error:
+            raise UserError(f"--save_path {self.folder} cannot be written to ({error}); give another folder") from error
+
+    def start(self, args, first_epoch):
+        """Write args.json and drop from metrics.jsonl the epochs that a resumed run will train again."""
+        write_json(self.args, args)
+        if self.history.exists():
+            lines = self.history.read_text(encoding="utf-8").splitlines()
+            kept = [line for line in lines if json.loads(line)["epoch"] <= first_epoch]
+            self.history.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+
+    def save_epoch(self, line, is_best, **state):
+        """Append the epoch's line, save the whole state, and the weights alone where they are the best so far."""
+        self._write(self.checkpoint, state)
+        if is_best:
+            self._write(self.best, {k: v for k, v in state.items() if k not in ("optimizer", "sampler")})
+        with open(self.history, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def write_evaluation(self, record, descriptors=None):
+        """metrics.json and, where given, (N, D) query and (M, D) gallery descriptors, un-normalised float32."""
+        if descriptors is not None:
+            for name, rows in zip(("grd_global_descriptor", "sat_global_descriptor"), descriptors, strict=True):
+                np.save(self.folder / f"{name}.npy", rows)
+        write_json(self.metrics, record)
+
+    @staticmethod
+    def _write(path, state):
+        try:
+            save_checkpoint(path, **state)
+        except OSError as error:
+            raise UserError(
+                f"{path} could not be written ({error}); free some space and go on with --resume"
+            ) from error
