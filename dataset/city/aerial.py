@@ -50,9 +50,7 @@ def render_aerial(raster, x, y, side, size, rng, from_north=False, traffic=True)
     box = (left, upper, left + side / view.cell, upper + side / view.cell)
     image = Image.fromarray((np.clip(colour / 1.6, 0, 1) * 255).astype(np.uint8))
     enlarged = size * view.cell > side * 1.05
-    image = image.resize(
-        (size, size), Image.Resampling.BICUBIC if enlarged else Image.Resampling.BILINEAR, box=box
-    )
+    image = image.resize((size, size), Image.Resampling.BICUBIC if enlarged else Image.Resampling.BILINEAR, box=box)
     return develop(np.asarray(image, np.float32) * (1.6 / 255), light, rng)
 
 
@@ -67,7 +65,5 @@ def _albedo(view, light):
     colour[roofs] = view.buildings[view.owner[roofs] - 1][:, 11:14]
     crowns = view.crown > 0
     speckle = TEXTURE[np.ix_((3 * v) & 511, (3 * u) & 511)][crowns]
-    colour[crowns] = (
-        crown_colours(view.trees, light.season)[view.crown[crowns] - 1] * (0.7 + 0.6 * speckle)[:, None]
-    )
+    colour[crowns] = crown_colours(view.trees, light.season)[view.crown[crowns] - 1] * (0.7 + 0.6 * speckle)[:, None]
     return colour

@@ -21,9 +21,7 @@ def wall_colours(b, x, y, z, r, light):
     dx, dy = x - b[:, 0], y - b[:, 1]
     cos, sin = b[:, 2], b[:, 3]
     along, across = dx * cos + dy * sin, dy * cos - dx * sin
-    on_end = b[:, 4] - np.abs(along) < b[:, 5] - np.abs(
-        across
-    )  # the nearer face: a gable end, or a long side
+    on_end = b[:, 4] - np.abs(along) < b[:, 5] - np.abs(across)  # the nearer face: a gable end, or a long side
     u = np.where(on_end, across, along)
     half = np.where(on_end, b[:, 5], b[:, 4])
     kind, bay, storey = b[:, 14].astype(np.int8), b[:, 15], b[:, 16]

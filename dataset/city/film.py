@@ -1,4 +1,4 @@
-"""Light and camera of one exposure: sun, season, weather, white balance, noise; drawn independently for each view."""
+"""Light and camera of one exposure: sun, season, white balance, noise; drawn anew for each view."""
 
 from dataclasses import dataclass
 
@@ -33,20 +33,21 @@ def draw_exposure(rng, view, from_north=False):
     """Draw the circumstances of one image.
 
     Args:
-        view: "ground" or "aerial"; both draw from the same kinds of light, the aerial flights choose clearer days.
+        view: "ground" or "aerial": aerial flights choose clearer days.
         from_north: the sun stands in the north at noon (southern hemisphere).
     """
     azimuth = rng.uniform(np.pi * 0.55, np.pi * 1.45) + (np.pi if from_north else 0.0)
     altitude = np.deg2rad(rng.uniform(28, 68))
     direct = rng.uniform(0.35, 0.65) if view == "aerial" else rng.uniform(0.1, 0.6)
     season = float(np.clip(rng.beta(1.3, 1.6), 0, 1))
-    balance = np.exp(rng.normal(0, 0.07, 3))
-    warmth = rng.normal(0, 0.07)
+    balance = np.exp(rng.normal(0, 0.055, 3))
+    warmth = rng.normal(0, 0.06)
     gain = rng.uniform(0.75, 1.3) * balance * np.array([1 + warmth, 1, 1 - warmth])
     return Exposure(
         float(azimuth % (2 * np.pi)), float(altitude), float(direct), season, gain.astype(np.float32),
         float(rng.uniform(0.8, 1.2)), float(rng.uniform(0.65, 1.25)),
-        float(rng.uniform(0, 0.16) if view == "aerial" else rng.uniform(0.0008, 0.005)), float(rng.uniform(0.008, 0.03)),
+        float(rng.uniform(0, 0.16) if view == "aerial" else rng.uniform(0.0008, 0.005)),
+        float(rng.uniform(0.008, 0.03)),
     )  # fmt: skip
 
 
@@ -104,19 +105,20 @@ def texture_at(x, y, per_metre=4.0):
     return 0.82 + 0.36 * TEXTURE.ravel()[(v << 9) + u]
 
 
-def cast_shadows(top, cell, sun, reach):
+def cast_shadows(top, cell, sun, reach, receiver=None):
     """Where the sun is hidden, bool (H, W).
 
     Args:
         top: heights in metres (H, W), rows from north to south.
         cell: metres; sun: unit vector (east, north, up); reach: longest shadow in metres.
+        receiver: heights the light falls on, `top` itself unless given.
     """
     flat = max(float(np.hypot(sun[0], sun[1])), 1e-3)
     east, north, fall = sun[0] / flat, sun[1] / flat, sun[2] / flat
     ceiling = top.copy()  # height of the shadow's upper side, doubled in reach each turn
     n = 1
     while n * cell <= reach:
-        dc, dr = int(round(n * east)), int(round(-n * north))
+        dc, dr = round(n * east), round(-n * north)
         drop = np.float32(n * cell * fall)
         h, w = top.shape
         a = np.s_[max(-dr, 0) : h - max(dr, 0), max(-dc, 0) : w - max(dc, 0)]
@@ -124,4 +126,4 @@ def cast_shadows(top, cell, sun, reach):
         lifted = ceiling[b] - drop
         ceiling[a] = np.maximum(ceiling[a], lifted)
         n *= 2
-    return ceiling > top + 0.15
+    return ceiling > (top if receiver is None else receiver) + np.float32(0.15)

@@ -1,6 +1,7 @@
 """The view from the street: a 360-degree panorama by marching rays over the height field, column by column.
 
-Column 0 looks south and the centre column north: from left to right S, W, N, E, S. Rows are spaced evenly in elevation.
+Column 0 looks south and the centre column north: from left to right S, W, N, E, S. Rows are spaced evenly in
+elevation.
 """
 
 import numpy as np
@@ -8,6 +9,7 @@ import numpy as np
 from .facade import wall_colours
 from .film import CLOUDS, cast_shadows, develop, draw_exposure, texture_at
 from .raster import albedo_tables
+from .style import SURFACE
 from .traffic import draw_traffic
 from .trees import draw_trees
 
@@ -34,13 +36,9 @@ def render_ground(raster, x, y, size, elevation, rng, heading=0.0, from_north=Fa
     if traffic:
         view.add(draw_traffic(view, (x, y), 60.0, rng))
     width, height = size
-    azimuth = np.deg2rad(180 + heading) + (np.arange(width, dtype=np.float32) + 0.5) * np.float32(
-        2 * np.pi / width
-    )
+    azimuth = np.deg2rad(180 + heading) + (np.arange(width, dtype=np.float32) + 0.5) * np.float32(2 * np.pi / width)
     low, high = np.deg2rad(elevation)
-    rise = low + (np.arange(height, dtype=np.float32) + 0.5) * np.float32(
-        (high - low) / height
-    )  # from the bottom up
+    rise = low + (np.arange(height, dtype=np.float32) + 0.5) * np.float32((high - low) / height)  # from the bottom up
     east, north = np.sin(azimuth).astype(np.float32), np.cos(azimuth).astype(np.float32)
     column, slope, distance = _march(view, x, y, east, north, rise, (low, high))
 
@@ -53,7 +51,7 @@ def render_ground(raster, x, y, size, elevation, rng, heading=0.0, from_north=Fa
 
 
 def _march(view, x, y, east, north, rise, span):
-    """For each pixel (W, H), rows from the bottom up: its column, the slope of its ray, and its distance (inf: sky)."""
+    """Per pixel (W, H), rows from the bottom up: its column, its ray's slope, its distance (inf: sky)."""
     fine, ratio = max(view.cell, 0.2), max(2 * np.pi / east.size, 0.008)
     start = fine / ratio
     near = np.arange(0.3, start, fine)
@@ -99,19 +97,15 @@ def _shade(view, px, py, z, r, camera, light):
     col = ((px - view.west) / view.cell).astype(np.int32)
     row = ((view.north - py) / view.cell).astype(np.int32)
     at = row * view.height.shape[1] + col
-    surface, owner = view.surface.ravel()[at], view.owner.ravel()[at]
-    colour = albedo_tables(light.season)[surface]
-    colour *= texture_at(px + 1e6, py + 1e6)[:, None]
+    owner = view.owner.ravel()[at]
+    colour = _ground_colour(view, px, py, at, r, light)
 
     half = min(50.0, REACH)
     n, mid = int(half / view.cell), view.height.shape[0] // 2
     cut = np.s_[mid - n : mid + n, mid - n : mid + n]
     step = 2 if view.cell > 0.2 else 4
-    top = (
-        np.maximum(view.height[cut][::step, ::step], view.canopy[cut][::step, ::step]).astype(np.float32)
-        / 100
-    )
-    shadow = cast_shadows(top, view.cell * step, light.sun, SHADOW_REACH)
+    top = np.maximum(view.height[cut][::step, ::step], view.canopy[cut][::step, ::step]).astype(np.float32) / 100
+    shadow = cast_shadows(top, view.cell * step, light.sun, SHADOW_REACH, receiver=np.float32(0))
     sr, sc = (row - (mid - n)) // step, (col - (mid - n)) // step
     inside = (sr >= 0) & (sc >= 0) & (sr < shadow.shape[0]) & (sc < shadow.shape[1])
     lit = np.ones(len(r), np.float32)
@@ -128,26 +122,44 @@ def _shade(view, px, py, z, r, camera, light):
     return colour * (1 - fog) + fog * np.array([0.74, 0.79, 0.86], np.float32)
 
 
+def _ground_colour(view, px, py, at, r, light):
+    """Surface colour (n, 3) at the cells `at`; near the camera blended between cells, so that kerbs are not stairs."""
+    albedo, surface = albedo_tables(light.season), view.surface.ravel()
+    colour = albedo[surface[at]]
+    near = np.flatnonzero((r < 25) & (view.height.ravel()[at] == 0))
+    u, v = (px[near] - view.west) / view.cell - 0.5, (view.north - py[near]) / view.cell - 0.5
+    col, row = u.astype(np.int32), v.astype(np.int32)
+    u, v = (u - col)[:, None], (v - row)[:, None]
+    corner, below = row * view.surface.shape[1] + col, view.surface.shape[1]
+    blend = np.zeros((near.size, 3), np.float32)
+    for step, weight in ((0, (1 - u) * (1 - v)), (1, u * (1 - v)), (below, (1 - u) * v), (below + 1, u * v)):
+        kind = surface[corner + step]
+        kind = np.where(kind == SURFACE["roof"], surface[at[near]], kind)  # no roof shines through at a wall's foot
+        blend += weight * albedo[kind]
+    colour[near] = blend
+    colour *= texture_at(px + 1e6, py + 1e6)[:, None]
+    return colour
+
+
 def _sky(azimuth, rise, light, rng):
     """Sky, sun, clouds and, below the horizon, distant land (W, H, 3)."""
     zenith = np.array([0.32, 0.5, 0.82], np.float32) * (0.6 + 0.6 * light.direct)
     pale = np.array([0.78, 0.84, 0.9], np.float32)
-    up = np.clip(np.sin(rise), 0, 1)[None, :, None]
-    sky = pale + (zenith - pale) * up**0.5 + 0 * azimuth[:, None, None]
+    land = 0.45 * pale + 0.55 * np.array([0.36, 0.42, 0.36], np.float32)
+    image = np.empty((azimuth.size, rise.size, 3), np.float32)
+    start = int(np.searchsorted(rise, 0.0))
+    image[:, :start], rise = land, rise[start:]
+    sky = image[:, start:]
+    sky[:] = pale + (zenith - pale) * np.sqrt(np.sin(rise))[None, :, None]
     cover = float(np.clip(1.15 - 1.6 * light.direct + rng.normal(0, 0.15), 0.05, 1))
     u = (azimuth * (512 / (2 * np.pi)) + rng.integers(512)).astype(np.int32) & 511
-    v = (120 / np.maximum(np.tan(np.maximum(rise, 0.02)), 0.05) ** 0.7 + rng.integers(512)).astype(
-        np.int32
-    ) & 511
-    cloud = np.clip((CLOUDS[v[None], u[:, None]] - 0.75 + 0.55 * cover) * 4, 0, 1)[..., None]
-    cloud *= np.clip(rise / 0.12, 0, 1)[None, :, None]
-    sky += cloud * (np.array([0.93, 0.94, 0.96], np.float32) * (0.75 + 0.35 * light.direct) - sky)
+    v = (120 / np.maximum(np.tan(rise), 0.05) ** 0.7 + rng.integers(512)).astype(np.int32) & 511
+    cloud = np.clip((CLOUDS.T[np.ix_(u, v)] - (0.75 - 0.55 * cover)) * 4, 0, 1) * np.clip(rise / 0.12, 0, 1)
+    sky += cloud[..., None] * (np.array([0.93, 0.94, 0.96], np.float32) * (0.75 + 0.35 * light.direct) - sky)
     sun = np.cos(azimuth - light.sun_azimuth)[:, None] * np.cos(rise - light.sun_altitude)[None]
-    sky += (light.direct * np.clip(sun, 0, 1) ** 40 * 0.8 * (1 - 0.7 * cloud[..., 0]))[..., None]
+    sky += (light.direct * np.clip(sun, 0, 1) ** 40 * 0.8 * (1 - 0.7 * cloud))[..., None]
     # A hazy skyline where the march ends.
-    skyline = (
-        0.012 + 0.05 * CLOUDS[rng.integers(512), (azimuth * (2048 / (2 * np.pi))).astype(np.int32) & 511] ** 2
-    )
-    land = rise[None] < skyline[:, None]
-    sky[land] = 0.45 * pale + 0.55 * np.array([0.36, 0.42, 0.36], np.float32)
-    return sky.astype(np.float32)
+    skyline = 0.012 + 0.05 * CLOUDS[rng.integers(512), (azimuth * (2048 / (2 * np.pi))).astype(np.int32) & 511] ** 2
+    low = int(np.searchsorted(rise, 0.08))
+    sky[:, :low][rise[None, :low] < skyline[:, None]] = land
+    return image

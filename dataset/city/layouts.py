@@ -12,8 +12,8 @@ from .style import CANBERRA, TOWN
 from .writing import CityError, Region, Shot, close_folder, identifier, open_folder, render_all, write_text
 
 TILE = 72.0  # metres, side of the aerial images of CVUSA and CVACT
-# Sizes of the images: ground (width, height), aerial side, in the small and in the real (native) version. Elevation: degrees
-# at the lower and upper edge of the panorama.
+# Sizes of the images: ground (width, height) and aerial side, small and native. Elevation: degrees at the lower and
+# upper edge of the panorama.
 FORMATS = {
     "cvusa": {"ground": ((616, 112), (1232, 224)), "aerial": (256, 750), "elevation": (-27.5, 38.0)},
     "cvact": {"ground": ((512, 256), (1664, 832)), "aerial": (256, 1200), "elevation": (-90.0, 90.0)},
@@ -27,7 +27,7 @@ def write_city(layout, out, *, seed=0, train=2000, val=500, test=500, cities=4, 
     """Write a procedural data set.
 
     Args:
-        layout: "cvusa" (uses train, test), "cvact" (train, val, test) or "vigor" (cities, panoramas and tiles per city).
+        layout: "cvusa" (uses train, test), "cvact" (train, val, test) or "vigor" (cities; panoramas, tiles per city).
         out: folder, new, empty, or holding the same city unfinished.
         jobs: processes; None for one per core. The bytes written do not depend on it.
         native: the real sets' image sizes instead of small ones.
@@ -49,14 +49,12 @@ def write_city(layout, out, *, seed=0, train=2000, val=500, test=500, cities=4, 
         _check(arguments, jitter_metres, jitter_degrees)
         if jitter_metres or jitter_degrees:
             raise CityError(
-                "--jitter-metres and --jitter-degrees are for cvusa and cvact: VIGOR's cameras are off centre anyway."
+                "--jitter-metres and --jitter-degrees are for cvusa and cvact: VIGOR's cameras stand off centre."
             )
         return write_vigor(out, arguments, jobs, FORMATS[layout])
     if layout not in FORMATS:
         raise CityError(f"There is no layout {layout!r}: choose cvusa, cvact or vigor.")
-    counts = (
-        {"train": train, "test": test} if layout == "cvusa" else {"train": train, "val": val, "test": test}
-    )
+    counts = {"train": train, "test": test} if layout == "cvusa" else {"train": train, "val": val, "test": test}
     arguments |= {**counts, "jitter_metres": jitter_metres, "jitter_degrees": jitter_degrees}
     _check(arguments, jitter_metres, jitter_degrees)
     return _write_pairs(layout, Path(out), arguments, counts, jobs)
@@ -66,15 +64,11 @@ def _check(arguments, metres, degrees):
     for name in ("train", "val", "test", "cities", "panoramas", "tiles"):
         value = arguments.get(name)
         if value is not None and (value < 0 or (value == 0 and name not in ("val", "test"))):
-            raise CityError(
-                f"--{name} is {value}: it must be at least {0 if name in ('val', 'test') else 1}."
-            )
+            raise CityError(f"--{name} is {value}: it must be at least {0 if name in ('val', 'test') else 1}.")
     if arguments["seed"] < 0:
         raise CityError(f"--seed is {arguments['seed']}: it must not be negative.")
     if not 0 <= metres <= TILE / 4:
-        raise CityError(
-            f"--jitter-metres is {metres}: it must lie between 0 and {TILE / 4:g}, a quarter of a tile."
-        )
+        raise CityError(f"--jitter-metres is {metres}: it must lie between 0 and {TILE / 4:g}, a quarter of a tile.")
     if not 0 <= degrees <= 180:
         raise CityError(f"--jitter-degrees is {degrees}: it must lie between 0 and 180.")
 
@@ -145,7 +139,7 @@ def _write_cvusa_lists(out, cameras):
     (out / "splits").mkdir(exist_ok=True)
     for split, name in (("train", "train-19zl.csv"), ("test", "val-19zl.csv")):
         lines = [
-            f"{c['aerial']},{c['ground']},{c['ground'].replace('streetview/panos', 'annotations').replace('.jpg', '.png')}"
+            f"{c['aerial']},{c['ground']},annotations/{Path(c['ground']).stem}.png"
             for c in cameras
             if c["split"] == split
         ]

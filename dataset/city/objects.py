@@ -1,4 +1,4 @@
-"""What stands on the map: buildings (also cars and people, who are small buildings) and how they are placed in a block."""
+"""What stands on the map: buildings (cars and people are small ones), and how they are placed in a block."""
 
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ HOUSE, OFFICE, SHOP, HALL, PLAIN, CAR, PERSON = range(7)  # facade kinds
 
 
 class Building(NamedTuple):
-    """An upright box with an optional pitched roof; lengths in metres, angle in radians from east, colours in [0, 1]."""
+    """An upright box, perhaps with a pitched roof; metres, radians from east, colours in [0, 1]."""
 
     x: float
     y: float
@@ -90,8 +90,12 @@ class Site:
         """Keep a disc free from here on."""
         self.taken = np.concatenate([self.taken, [(x, y, radius)]])
 
-    def frames(self, k, setback, first, last_gap):
-        """Walk along side k: yields place(s) -> (x, y, angle), and the walk's length, for a line `setback` inside the sidewalk."""
+    def along(self, k, setback):
+        """Walk along side k, `setback` metres inside its sidewalk.
+
+        Returns:
+            place(s, depth=setback) -> (x, y, angle of the street), and the walk's length in metres.
+        """
         side = self.sides[k]
         steps = np.hypot(*np.diff(side, axis=0).T)
         reach = np.concatenate([[0], np.cumsum(steps)])
@@ -102,7 +106,16 @@ class Site:
             p = side[m] + d * (s - reach[m]) + np.array([-d[1], d[0]]) * (self.clear[k] + depth)
             return p[0], p[1], float(np.arctan2(d[1], d[0]))
 
-        return place, first, reach[-1] - last_gap
+        return place, reach[-1]
+
+    def street_angle(self):
+        """Direction of one of the streets around, in radians."""
+        place, length = self.along(self.rng.integers(4), 0)
+        return place(length / 2)[2]
+
+    def anywhere(self, low=0.1, high=0.9):
+        """A random position, `low` and `high` as shares of the block's sides."""
+        return self.point(*self.rng.uniform(low, high, 2))
 
     def colours(self, loose=0.5):
         """A wall and a roof colour: the roof shares the wall's tint only now and then."""
@@ -111,9 +124,9 @@ class Site:
         wall = np.array(WALLS[name], np.float64) / 255
         roof = np.array(ROOFS[self.roofs[rng.integers(len(self.roofs))]], np.float64) / 255
         if rng.random() < loose:
-            roof = 0.35 * roof + 0.65 * np.clip(
-                wall.mean() + 1.5 * (wall - wall.mean()), 0.05, 1
-            ) * rng.uniform(0.6, 0.95)
+            roof = 0.35 * roof + 0.65 * np.clip(wall.mean() + 1.5 * (wall - wall.mean()), 0.05, 1) * rng.uniform(
+                0.6, 0.95
+            )
         wall = np.clip(wall * rng.uniform(0.85, 1.1) + rng.normal(0, 0.02, 3), 0.04, 0.97)
         roof = np.clip(roof * rng.uniform(0.8, 1.15) + rng.normal(0, 0.02, 3), 0.04, 0.97)
         return tuple(wall), tuple(roof)
@@ -155,9 +168,7 @@ class Site:
             size = self.rng.uniform(0.8, 2.2, 2)
             top = height + self.rng.uniform(0.8, 2.2)
             self.block.buildings.append(
-                Building(
-                    x + a * c - b * s, y + a * s + b * c, size[0], size[1], angle, top, top, grey, grey, PLAIN
-                )
+                Building(x + a * c - b * s, y + a * s + b * c, size[0], size[1], angle, top, top, grey, grey, PLAIN)
             )
 
     def plant(self, x, y, height=None, species=None, radius=None, check=True, gap=-0.8):

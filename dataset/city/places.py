@@ -1,8 +1,8 @@
 """Where the cameras of CVUSA and CVACT stand: on streets, training and test places apart.
 
-The city is cut into square wards, and each belongs to one split by the seed alone. Two cameras of a split are at least
-half a tile apart (in x or in y), and a camera whose tile could touch that of a camera of a split held out from it is left
-out: no training tile overlaps a test tile anywhere.
+The city is cut into square wards, and each belongs to one split by the seed alone. Two cameras of a split are at
+least half a tile apart (in x or in y), and a camera whose tile could touch that of a camera of a split held out from
+it is left out: no training tile overlaps a test tile anywhere.
 """
 
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ class Place:
 
 
 def street_places(city, box, step=12.0):
-    """Candidate camera positions [(x, y)] on the streets inside box = (west, south, east, north), in random order."""
+    """Candidate cameras [(x, y)] on the streets in box = (west, south, east, north), in random order."""
     found = []
     for i, j in city.cells_in(box):
         for axis in range(3):
@@ -43,7 +43,7 @@ def street_places(city, box, step=12.0):
             norm = np.maximum(np.hypot(dx, dy), 1e-3)
             x, y = x - offset * dy / norm, y + offset * dx / norm
             keep = (x >= box[0]) & (x < box[2]) & (y >= box[1]) & (y < box[3])
-            found += list(zip(x[keep].tolist(), y[keep].tolist()))
+            found += list(zip(x[keep].tolist(), y[keep].tolist(), strict=True))
     order = city.rng(CAMERA, int(box[0] // 10), int(box[1] // 10)).permutation(len(found))
     return [found[k] for k in order]
 
@@ -83,9 +83,7 @@ def choose_places(city, counts, tile):
     limits = np.cumsum([counts[n] / total for n in names])
 
     def role(a, b):
-        return min(
-            int(np.searchsorted(limits, city.rng(WARD_ROLE, a, b).random(), side="right")), len(names) - 1
-        )
+        return min(int(np.searchsorted(limits, city.rng(WARD_ROLE, a, b).random(), side="right")), len(names) - 1)
 
     chosen = {name: [] for name in names}
     taken = {}  # cells of half a tile -> positions, per split

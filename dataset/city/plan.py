@@ -1,8 +1,8 @@
 """The map of a city: streets, crossings, districts and blocks, defined everywhere by a seed.
 
-World coordinates are metres, x to the east and y to the north. Streets follow a grid whose crossings are displaced by
-long waves and by chance; every crossing, street and block draws from a generator of its own, seeded by the city and its
-grid indices, so any part of the map can be made alone and is always the same.
+World coordinates are metres, x to the east and y to the north. Streets follow a grid whose crossings are displaced
+by long waves and by chance; every crossing, street and block draws from a generator of its own, seeded by the city
+and its grid indices, so any part of the map can be made alone and is always the same.
 """
 
 from dataclasses import dataclass, field
@@ -79,7 +79,7 @@ class City:
         return np.array([x, y]) + s.warp * (bend @ [0.75, 0.25])
 
     def _make_street(self, axis, i, j):
-        """Street from crossing (i, j) eastwards (axis 0), northwards (1) or to (i + 1, j + 1) (2); None where there is none."""
+        """Street from crossing (i, j) eastwards (axis 0), northwards (1) or to (i + 1, j + 1) (2), or None."""
         s, rng = self.style, self.rng(_STREET + 16 * (axis + 1), i, j)
         # A line of the grid keeps its rank over some blocks, so that avenues run on.
         along, across = (i, j) if axis == 0 else (j, i)
@@ -98,13 +98,9 @@ class City:
         t = np.linspace(0, 1, 6)[:, None]
         line = start + t * step + 4 * t * (1 - t) * bow
         if rank < 0.2:
-            return Street(
-                line, rng.choice([13.0, 15.0, 17.0]), 4.0, "avenue", int(tone), True, rng.random() < 0.45
-            )
+            return Street(line, rng.choice([13.0, 15.0, 17.0]), 4.0, "avenue", int(tone), True, rng.random() < 0.45)
         if rank < 0.72:
-            return Street(
-                line, rng.choice([7.5, 9.0, 10.5]), 2.5, "street", int(tone), rng.random() < 0.6, False
-            )
+            return Street(line, rng.choice([7.5, 9.0, 10.5]), 2.5, "street", int(tone), rng.random() < 0.6, False)
         surface = SURFACE["gravel"] if rng.random() < 0.25 else int(tone)
         return Street(line, rng.choice([5.0, 6.0]), rng.choice([0.0, 1.5]), "lane", surface, False, False)
 
@@ -112,9 +108,7 @@ class City:
         """Smooth random field in [0, 1] over the grid of blocks: what makes districts."""
         u, v = i / length, j / length
         iu, iv = int(np.floor(u)), int(np.floor(v))
-        corners = np.array(
-            [[self.rng(_FIELD + 16 * layer, iu + a, iv + b).random() for b in (0, 1)] for a in (0, 1)]
-        )
+        corners = np.array([[self.rng(_FIELD + 16 * layer, iu + a, iv + b).random() for b in (0, 1)] for a in (0, 1)])
         fu, fv = ((f * f * (3 - 2 * f)) for f in (u - iu, v - iv))
         return float(np.array([1 - fu, fu]) @ corners @ np.array([1 - fv, fv]))
 
@@ -122,11 +116,12 @@ class City:
         urban, green, trade = (self._field(layer, i, j) for layer in (1, 2, 3))
         lift = lambda value: np.exp(4.0 * (value - 0.5))  # noqa: E731
         pull = {
-            "houses": 1 / lift(urban), "rows": lift(urban), "towers": lift(urban) ** 1.5, "halls": lift(trade) ** 1.3,
-            "park": lift(green), "school": 1.0, "store": lift(trade), "square": lift(urban),
+            "houses": 1 / lift(urban), "rows": lift(urban), "towers": lift(urban) ** 1.5,
+            "halls": lift(trade) ** 1.3, "park": lift(green), "school": 1.0, "store": lift(trade),
+            "square": lift(urban),
             "lake": lift(green), "field": lift(green) / lift(urban), "wood": lift(green) / lift(urban),
         }  # fmt: skip
-        weights = np.array([w * pull[k] for w, k in zip(self.style.weights, BLOCK_KINDS)])
+        weights = np.array([w * pull[k] for w, k in zip(self.style.weights, BLOCK_KINDS, strict=True)])
         return BLOCK_KINDS[rng.choice(len(BLOCK_KINDS), p=weights / weights.sum())]
 
     def _make_block(self, i, j):
@@ -172,9 +167,7 @@ class City:
         """Blocks whose outline touches the box, in a fixed order."""
         cells = [(i, j) for i, j in self.cells_in(box)]
         return [
-            b
-            for b in (self.block(i, j) for i, j in cells if self._near(i, j, box))
-            if _touches(b.outline, box, 12)
+            b for b in (self.block(i, j) for i, j in cells if self._near(i, j, box)) if _touches(b.outline, box, 12)
         ]
 
     def _near(self, i, j, box):

@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from .objects import CAR, Building
+from .roads import draw_streets, median_trees
 from .style import ALBEDO, SEASONAL, SPECIES, SURFACE
 
 BUILDING_COLUMNS = 17
@@ -33,7 +34,7 @@ class Raster:
 
     def window(self, x, y, half):
         """Own copy of the square of half side `half` metres around a point (cut to whole cells)."""
-        n = int(round(half / self.cell))
+        n = round(half / self.cell)
         col, row = int((x - self.west) / self.cell) - n, int((self.north - y) / self.cell) - n
         cut = np.s_[row : row + 2 * n, col : col + 2 * n]
         if row < 0 or col < 0 or row + 2 * n > self.height.shape[0] or col + 2 * n > self.height.shape[1]:
@@ -48,30 +49,16 @@ class Raster:
         """Draw further buildings (cars, people) on this raster."""
         if buildings:
             first = len(self.buildings)
-            self.buildings = np.concatenate([self.buildings, [building_row(b) for b in buildings]]).astype(
-                np.float32
-            )
+            self.buildings = np.concatenate([self.buildings, [building_row(b) for b in buildings]]).astype(np.float32)
             for k, building in enumerate(buildings):
                 _stamp_building(self, building, first + k + 1)
 
 
 def building_row(b: Building):
-    """Numbers of a building: x y cos sin half_length half_width eaves ridge wall(3) roof(3) kind bay storey."""
+    """Numbers of a building: x y cos sin half_length half_width eaves ridge wall*3 roof*3 kind bay storey."""
+    shape = (b.half_length, b.half_width, b.eaves, b.ridge)
     return np.array(
-        [
-            b.x,
-            b.y,
-            np.cos(b.angle),
-            np.sin(b.angle),
-            b.half_length,
-            b.half_width,
-            b.eaves,
-            b.ridge,
-            *b.wall,
-            *b.roof,
-        ]
-        + [b.kind, b.bay, b.storey],
-        np.float32,
+        [b.x, b.y, np.cos(b.angle), np.sin(b.angle), *shape, *b.wall, *b.roof, b.kind, b.bay, b.storey], np.float32
     )
 
 
@@ -82,7 +69,7 @@ def rasterise(blocks, streets, box, cell):
         cell: side of a grid cell in metres; the box's sides are multiples of it.
     """
     west, south, east, north = box
-    shape = (int(round((north - south) / cell)), int(round((east - west) / cell)))
+    shape = (round((north - south) / cell), round((east - west) / cell))
     ground = Image.new("L", shape[::-1], SURFACE["meadow"])
     draw = ImageDraw.Draw(ground)
 
@@ -95,12 +82,10 @@ def rasterise(blocks, streets, box, cell):
     for block in blocks:
         for points, surface in block.patches:
             polygon(points, surface)
-    _draw_streets(streets, polygon)
+    draw_streets(streets, polygon)
 
     buildings = [b for block in blocks for b in block.buildings]
-    trees = [t for block in blocks for t in block.trees] + [
-        t for s in streets if s.median for t in _median_trees(s)
-    ]
+    trees = [t for block in blocks for t in block.trees] + [t for s in streets if s.median for t in median_trees(s)]
     raster = Raster(
         west, north, cell, np.zeros(shape, np.int16), np.array(ground), np.zeros(shape, np.uint16),
         np.zeros(shape, np.int16), np.zeros(shape, np.uint16),
@@ -117,70 +102,6 @@ def rasterise(blocks, streets, box, cell):
     for k, tree in enumerate(raster.trees):
         _stamp_tree(raster, tree, k + 1)
     return raster
-
-
-def ribbon(line, left, right):
-    """Polygon between two offsets (metres, to the left of the walking direction) of a polyline."""
-    d = np.gradient(line, axis=0)
-    normal = np.stack([-d[:, 1], d[:, 0]], 1) / np.maximum(np.hypot(*d.T), 1e-6)[:, None]
-    return np.concatenate([line + left * normal, (line + right * normal)[::-1]])
-
-
-def _draw_streets(streets, polygon):
-    angle = np.linspace(0, 2 * np.pi, 16, endpoint=False)
-    circle = np.stack([np.cos(angle), np.sin(angle)], 1)
-    for street in streets:
-        if street.walk:
-            polygon(ribbon(street.line, street.clear, -street.clear), SURFACE["sidewalk"])
-            for end in (street.line[0], street.line[-1]):
-                polygon(end + circle * street.clear, SURFACE["sidewalk"])
-    for street in sorted(streets, key=lambda s: s.width):
-        polygon(ribbon(street.line, street.width / 2, -street.width / 2), street.surface)
-        for end in (street.line[0], street.line[-1]):
-            polygon(end + circle * street.width / 2, street.surface)
-    for street in streets:
-        _draw_markings(street, polygon)
-
-
-def _cut(line, start, end):
-    """The part of a polyline between two distances from its start."""
-    reach = np.concatenate([[0], np.cumsum(np.hypot(*np.diff(line, axis=0).T))])
-    at = np.concatenate([[start], reach[(reach > start) & (reach < end)], [end]])
-    return np.stack([np.interp(at, reach, line[:, k]) for k in (0, 1)], 1)
-
-
-def _draw_markings(street, polygon):
-    length = np.hypot(*np.diff(street.line, axis=0).T).sum()
-    white, yellow, half = SURFACE["mark_white"], SURFACE["mark_yellow"], street.width / 2
-    if street.median and length > 40:
-        polygon(ribbon(_cut(street.line, 16, length - 16), 1.6, -1.6), SURFACE["lawn"])
-    if not street.marked or length < 30:
-        return
-    inner = _cut(street.line, 13, length - 13)
-    if street.kind == "avenue":
-        if not street.median:
-            polygon(ribbon(inner, 0.35, 0.1), yellow)
-            polygon(ribbon(inner, -0.1, -0.35), yellow)
-        for side in (-1, 1):
-            for s in np.arange(14, length - 16, 6.0):
-                polygon(
-                    ribbon(_cut(street.line, s, s + 3), side * half / 2 + 0.1, side * half / 2 - 0.1), white
-                )
-    else:
-        for s in np.arange(13, length - 16, 7.0):
-            polygon(ribbon(_cut(street.line, s, s + 3.5), 0.12, -0.12), white)
-    if street.kind == "avenue":
-        for s in (9.0, length - 12.0):  # zebra crossings
-            for offset in np.arange(-half + 0.5, half - 0.4, 1.1):
-                polygon(ribbon(_cut(street.line, s, s + 3), offset + 0.55, offset), white)
-
-
-def _median_trees(street):
-    length = np.hypot(*np.diff(street.line, axis=0).T).sum()
-    step = 9 + (street.line[0, 0] * 7.3) % 5
-    species = int(abs(street.line[0, 1]) * 3.1) % 4
-    points = [_cut(street.line, s, s + 0.1)[0] for s in np.arange(20, length - 20, step)]
-    return [(x, y, 6.5, 2.0, (0, 1, 3, 6)[species], 0.0) for x, y in points]
 
 
 def _patch_grid(raster, x, y, reach):
@@ -223,7 +144,7 @@ def _stamp_polygon(raster, points, height, surface):
         return
     cut, dx, dy = grid
     mask = np.ones(np.broadcast_shapes(dx.shape, dy.shape), bool)
-    for a, b in zip(points - centre, np.roll(points - centre, -1, axis=0)):
+    for a, b in zip(points - centre, np.roll(points - centre, -1, axis=0), strict=True):
         mask &= (b[0] - a[0]) * (dy - a[1]) - (b[1] - a[1]) * (dx - a[0]) >= 0
     raster.height[cut][mask] = int(height * 100)
     raster.surface[cut][mask] = surface

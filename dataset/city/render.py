@@ -9,7 +9,7 @@ from .plan import Block
 from .raster import rasterise
 from .style import SURFACE
 
-__all__ = ["MARGIN", "render_aerial", "render_ground", "region_raster", "stage_raster"]
+__all__ = ["MARGIN", "region_raster", "render_aerial", "render_ground", "stage_raster"]
 
 MARGIN = REACH + 12.0  # metres a region's raster reaches beyond the cameras in it
 

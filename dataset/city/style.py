@@ -86,7 +86,7 @@ CARS = (
     / 255
 )
 
-# Tree species: crown in leaf, crown in autumn, crown shape (0 round, 1 cone, 2 column), height range in metres.
+# Tree species: crown in leaf, in autumn, shape (0 round, 1 cone, 2 column), height range in metres.
 SPECIES = [
     ("oak", (70, 106, 44), (158, 116, 52), 0, (7, 13)),
     ("maple", (88, 118, 50), (188, 78, 42), 0, (6, 11)),
@@ -145,8 +145,8 @@ VIGOR_STYLES = (
     Style(
         "NewYork", spacing=68, disorder=0.1, warp=25, closed=0.08, storeys=2.2, tree_share=0.7, pitched=0.15,
         walls=("brick", "brick", "brown", "cream", "grey", "glass", "white", "slate"),
-        roofs=("grey", "tar", "white", "tan", "green"), weights=(2, 10, 5, 2, 2.5, 1.5, 1.5, 2, 0.6, 0.3, 0.5),
-        walkway="sidewalk", latitude=40.7101, longitude=-74.0091,
+        roofs=("grey", "tar", "white", "tan", "green"),
+        weights=(2, 10, 5, 2, 2.5, 1.5, 1.5, 2, 0.6, 0.3, 0.5), latitude=40.7101, longitude=-74.0091,
     ),
     Style(
         "Seattle", spacing=76, disorder=0.2, warp=45, storeys=1.1, tree_share=1.5, pitched=0.8,
@@ -156,8 +156,8 @@ VIGOR_STYLES = (
         latitude=47.5583, longitude=-122.3384,
     ),
     Style(
-        "SanFrancisco", spacing=70, disorder=0.14, warp=50, diagonal=0.1, storeys=1.2, tree_share=0.6, pitched=0.3,
-        walls=("white", "cream", "rose", "ochre", "teal", "blue", "white", "sage"),
+        "SanFrancisco", spacing=70, disorder=0.14, warp=50, diagonal=0.1, storeys=1.2, tree_share=0.6,
+        pitched=0.3, walls=("white", "cream", "rose", "ochre", "teal", "blue", "white", "sage"),
         roofs=("white", "tan", "grey", "tile", "tar"), species=(2, 1, 1, 2, 1, 6, 1),
         lawns=("lawn_dry", "lawn_dry", "lawn", "meadow"), walkway="paving_tan",
         weights=(7, 7, 2, 2, 2, 1.5, 2, 2, 1, 1, 0.6), latitude=37.7601, longitude=-122.4474,

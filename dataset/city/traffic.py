@@ -12,7 +12,7 @@ def _car(x, y, angle, rng):
 
 
 def draw_traffic(raster, centre, reach, rng, keep_clear=6.0):
-    """Cars on the slots and lanes and people on the sidewalks within `reach` metres of a point (a list of buildings)."""
+    """Cars on slots and lanes and people on sidewalks within `reach` metres of a point: a list of buildings."""
     found = []
     near = lambda x, y: (  # noqa: E731
         abs(x - centre[0]) < reach and abs(y - centre[1]) < reach

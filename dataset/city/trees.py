@@ -70,9 +70,7 @@ def draw_trees(image, distance, trees, camera, left, rise, light):
             continue
         a, b = np.nonzero(mask)
         # The side turned to the sun is lighter: left or right of the crown, or all of it.
-        lit = 1 - light.direct * (
-            0.45 * np.cos(from_sun[k]) + 0.45 * np.sin(from_sun[k]) * (u[a] * 2 / _COLS - 1)
-        )
+        lit = 1 - light.direct * (0.45 * np.cos(from_sun[k]) + 0.45 * np.sin(from_sun[k]) * (u[a] * 2 / _COLS - 1))
         tone = (shade[v[b], u[a]] * lit)[:, None]
         colour = np.where(trunk[v[b], u[a]][:, None], _TRUNK, colours[k]) * tone
         fog = 1 - np.exp(-light.haze * r[k])

@@ -37,7 +37,7 @@ class Grid:
         return self.latitude + y / DEGREE, self.longitude + x / (DEGREE * np.cos(np.deg2rad(self.latitude)))
 
     def snap(self, x, y):
-        """The nearest point whose latitude and longitude have six decimals, as the panoramas' names do: (x, y, lat, lng)."""
+        """(x, y, latitude, longitude) of the nearest point with six decimals, as many as a panorama's name has."""
         latitude, longitude = (round(float(v), 6) for v in self.degrees(x, y))
         x = (longitude - self.longitude) * DEGREE * np.cos(np.deg2rad(self.latitude))
         return float(x), float((latitude - self.latitude) * DEGREE), latitude, longitude
@@ -59,7 +59,7 @@ class Grid:
         return found
 
     def delta(self, k, x, y):
-        """(delta row, delta column) of tile k's label: the camera stands at row 320 + delta row, column 320 - delta column."""
+        """(delta row, delta column) for tile k: the camera is at row 320 + delta row, column 320 - delta column."""
         tile_x, tile_y = self.centre(k)
         return round((tile_y - y) / METRES_PER_PIXEL), round((tile_x - x) / METRES_PER_PIXEL)
 
@@ -93,16 +93,14 @@ def choose_panoramas(city, grid, count):
         if tiles is None or len(waiting[tiles[0]]) == MOST_PER_TILE:
             continue
         if all(np.hypot(x - p.x, y - p.y) >= APART for p in waiting[tiles[0]]):
-            name = identifier(
-                city.seed, city.index, round(latitude * 1e6) % 2**31, round(longitude * 1e6) % 2**31
-            )
+            name = identifier(city.seed, city.index, round(latitude * 1e6) % 2**31, round(longitude * 1e6) % 2**31)
             name = f"{name},{latitude:.6f},{longitude:.6f},.jpg"
             waiting[tiles[0]].append(Panorama(x, y, name, tuple(tiles)))
     room = sum(len(found) for found in waiting.values())
     if room < count:
         raise CityError(
             f"--panoramas {count} do not fit on --tiles {grid.count} in {city.style.name}: "
-            f"there is room for {room}, {MOST_PER_TILE} per tile with a street in it; raise --tiles or lower --panoramas."
+            f"there is room for {room}, {MOST_PER_TILE} per tile with streets; raise --tiles or lower --panoramas."
         )
     rng, chosen = city.rng(PANORAMA, 0, 0), []
     for turn in range(MOST_PER_TILE):
@@ -157,10 +155,7 @@ def _regions(city, grid, panoramas, form, native):
             Shot(path, "aerial", x, y, (side, side), PIXELS * METRES_PER_PIXEL, (seed, city.index, 1, k))
         )
     cell = 0.125 if native else 0.25
-    return [
-        Region(seed, city.index, city.style, ward_box(*ward), cell, tuple(s))
-        for ward, s in sorted(shots.items())
-    ]
+    return [Region(seed, city.index, city.style, ward_box(*ward), cell, tuple(s)) for ward, s in sorted(shots.items())]
 
 
 def _write_lists(out, city, grid, panoramas):

@@ -1,4 +1,4 @@
-"""Writing images: many regions over several processes, each file whole or absent, picking up where a run was cut off."""
+"""Writing images over several processes: each file whole or absent, going on where a run was cut off."""
 
 import json
 import logging
@@ -169,7 +169,7 @@ def open_folder(root, arguments):
                 return name == FINISHED
         if entries:
             raise CityError(
-                f"{root} is not empty and holds no city ({entries[0]}, ...): give an empty or new folder as --out."
+                f"{root} is not empty and holds no city (but {entries[0]}): give an empty or new folder as --out."
             )
         write_text(root / UNFINISHED, json.dumps({"arguments": wanted}))
     except (NotADirectoryError, FileExistsError):
@@ -181,9 +181,7 @@ def _read_arguments(path):
     try:
         return json.loads(path.read_text())["arguments"]
     except (ValueError, KeyError, TypeError):
-        raise CityError(
-            f"{path} cannot be read as the record of a city: remove it or give another --out."
-        ) from None
+        raise CityError(f"{path} cannot be read as the record of a city: remove it or give another --out.") from None
 
 
 def close_folder(root, arguments, record):
