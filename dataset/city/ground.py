@@ -16,6 +16,7 @@ from .trees import draw_trees
 CAMERA_HEIGHT = 2.5  # metres
 REACH = 120.0  # metres seen by the march; what lies beyond is a hazy skyline
 SHADOW_REACH = 30.0
+STRIP = 1 << 16  # pixels marched at once
 
 
 def render_ground(raster, x, y, size, elevation, rng, heading=0.0, from_north=False, traffic=True):
@@ -40,18 +41,31 @@ def render_ground(raster, x, y, size, elevation, rng, heading=0.0, from_north=Fa
     low, high = np.deg2rad(elevation)
     rise = low + (np.arange(height, dtype=np.float32) + 0.5) * np.float32((high - low) / height)  # from the bottom up
     east, north = np.sin(azimuth).astype(np.float32), np.cos(azimuth).astype(np.float32)
-    column, slope, distance = _march(view, x, y, east, north, rise, (low, high))
-
-    hit = np.isfinite(distance)
-    image = _sky(azimuth, rise, light, rng)  # (W, H, 3)
-    r, c, t = distance[hit], column[hit], slope[hit]
-    image[hit] = _shade(view, x + r * east[c], y + r * north[c], CAMERA_HEIGHT + r * t, r, (x, y), light)
+    shadow = _Shadow(view, light)
+    sky = _Sky(light, rng)
+    image, distance = np.empty((width, height, 3), np.float32), np.full((width, height), np.inf, np.float32)
+    strip = max(STRIP // height, 1)
+    for start in range(0, width, strip):  # a few columns at a time, for the sake of memory
+        cut = np.s_[start : start + strip]
+        e, n = east[cut], north[cut]
+        seen, column, r = _march(view, x, y, e, n, rise, (low, high))
+        image[cut] = sky.paint(azimuth[cut], rise)
+        z = CAMERA_HEIGHT + r * np.tan(rise)[np.nonzero(seen)[1]]
+        image[cut][seen] = _shade(view, x + r * e[column], y + r * n[column], z, r, shadow, light)
+        distance[cut][seen] = r
     draw_trees(image, distance, view.trees, (x, y), azimuth[0], rise, light)
     return develop(np.ascontiguousarray(image.transpose(1, 0, 2)[::-1]), light, rng)
 
 
 def _march(view, x, y, east, north, rise, span):
-    """Per pixel (W, H), rows from the bottom up: its column, its ray's slope, its distance (inf: sky)."""
+    """March the rays of some columns.
+
+    Args:
+        east, north: (W,) unit directions; rise: (H,) elevations from the bottom up; span: their outer limits.
+
+    Returns:
+        seen (W, H) bool, where something of the map is hit; and for those pixels the column and the distance in metres.
+    """
     fine, ratio = max(view.cell, 0.2), max(2 * np.pi / east.size, 0.008)
     start = fine / ratio
     near = np.arange(0.3, start, fine)
@@ -76,10 +90,9 @@ def _march(view, x, y, east, north, rise, span):
     first = np.repeat(np.tile(np.arange(r.size + 1, dtype=np.int32), east.size), counts.ravel())
     first = first.reshape(east.size, rise.size)  # (W, H): the sample that hides this ray
 
-    column = np.broadcast_to(np.arange(east.size)[:, None], first.shape)
-    slope = np.broadcast_to(np.tan(rise)[None], first.shape)
     seen = first < r.size
-    k, e, n, t = first[seen], east[column[seen]], north[column[seen]], slope[seen]
+    column, row = np.nonzero(seen)
+    k, e, n, t = first[seen], east[column], north[column], np.tan(rise)[row]
     far = r[k]
     before = np.where(k > 0, r[k - 1], 0).astype(np.float32)
     for _ in range(4):  # bisect between the last free sample and the hiding one
@@ -87,12 +100,29 @@ def _march(view, x, y, east, north, rise, span):
         blocked = height_at(middle, e, n) >= (CAMERA_HEIGHT + middle * t) * 100
         far = np.where(blocked, middle, far)
         before = np.where(blocked, before, middle)
-    distance = np.full(first.shape, np.inf, np.float32)
-    distance[seen] = far
-    return column, slope, distance
+    return seen, column, far
 
 
-def _shade(view, px, py, z, r, camera, light):
+class _Shadow:
+    """What the sun does not reach on the ground around the camera, on a grid coarser than the map's."""
+
+    def __init__(self, view, light, half=50.0):
+        self.step = 2 if view.cell > 0.2 else 4
+        n, middle = int(half / view.cell), view.height.shape[0] // 2
+        self.first = middle - n
+        cut = np.s_[middle - n : middle + n : self.step, middle - n : middle + n : self.step]
+        top = np.maximum(view.height[cut], view.canopy[cut]).astype(np.float32) / 100
+        self.mask = cast_shadows(top, view.cell * self.step, light.sun, SHADOW_REACH, receiver=np.float32(0))
+
+    def at(self, row, col):
+        """Whether cells of the view lie in shadow, bool; beyond the grid nothing does."""
+        row, col = (row - self.first) // self.step, (col - self.first) // self.step
+        size = self.mask.shape[0]
+        inside = (row >= 0) & (col >= 0) & (row < size) & (col < size)
+        return inside & self.mask[np.clip(row, 0, size - 1), np.clip(col, 0, size - 1)]
+
+
+def _shade(view, px, py, z, r, shadow, light):
     """Light (n, 3) from points of the map seen from the street."""
     col = ((px - view.west) / view.cell).astype(np.int32)
     row = ((view.north - py) / view.cell).astype(np.int32)
@@ -100,17 +130,7 @@ def _shade(view, px, py, z, r, camera, light):
     owner = view.owner.ravel()[at]
     colour = _ground_colour(view, px, py, at, r, light)
 
-    half = min(50.0, REACH)
-    n, mid = int(half / view.cell), view.height.shape[0] // 2
-    cut = np.s_[mid - n : mid + n, mid - n : mid + n]
-    step = 2 if view.cell > 0.2 else 4
-    top = np.maximum(view.height[cut][::step, ::step], view.canopy[cut][::step, ::step]).astype(np.float32) / 100
-    shadow = cast_shadows(top, view.cell * step, light.sun, SHADOW_REACH, receiver=np.float32(0))
-    sr, sc = (row - (mid - n)) // step, (col - (mid - n)) // step
-    inside = (sr >= 0) & (sc >= 0) & (sr < shadow.shape[0]) & (sc < shadow.shape[1])
-    lit = np.ones(len(r), np.float32)
-    lit[inside] = ~shadow[sr[inside], sc[inside]]
-
+    lit = 1 - shadow.at(row, col).astype(np.float32)
     built = np.flatnonzero(owner)
     if built.size:
         b = view.buildings[owner[built] - 1]
@@ -141,25 +161,33 @@ def _ground_colour(view, px, py, at, r, light):
     return colour
 
 
-def _sky(azimuth, rise, light, rng):
-    """Sky, sun, clouds and, below the horizon, distant land (W, H, 3)."""
-    zenith = np.array([0.32, 0.5, 0.82], np.float32) * (0.6 + 0.6 * light.direct)
-    pale = np.array([0.78, 0.84, 0.9], np.float32)
-    land = 0.45 * pale + 0.55 * np.array([0.36, 0.42, 0.36], np.float32)
-    image = np.empty((azimuth.size, rise.size, 3), np.float32)
-    start = int(np.searchsorted(rise, 0.0))
-    image[:, :start], rise = land, rise[start:]
-    sky = image[:, start:]
-    sky[:] = pale + (zenith - pale) * np.sqrt(np.sin(rise))[None, :, None]
-    cover = float(np.clip(1.15 - 1.6 * light.direct + rng.normal(0, 0.15), 0.05, 1))
-    u = (azimuth * (512 / (2 * np.pi)) + rng.integers(512)).astype(np.int32) & 511
-    v = (120 / np.maximum(np.tan(rise), 0.05) ** 0.7 + rng.integers(512)).astype(np.int32) & 511
-    cloud = np.clip((CLOUDS.T[np.ix_(u, v)] - (0.75 - 0.55 * cover)) * 4, 0, 1) * np.clip(rise / 0.12, 0, 1)
-    sky += cloud[..., None] * (np.array([0.93, 0.94, 0.96], np.float32) * (0.75 + 0.35 * light.direct) - sky)
-    sun = np.cos(azimuth - light.sun_azimuth)[:, None] * np.cos(rise - light.sun_altitude)[None]
-    sky += (light.direct * np.clip(sun, 0, 1) ** 40 * 0.8 * (1 - 0.7 * cloud))[..., None]
-    # A hazy skyline where the march ends.
-    skyline = 0.012 + 0.05 * CLOUDS[rng.integers(512), (azimuth * (2048 / (2 * np.pi))).astype(np.int32) & 511] ** 2
-    low = int(np.searchsorted(rise, 0.08))
-    sky[:, :low][rise[None, :low] < skyline[:, None]] = land
-    return image
+class _Sky:
+    """Sky, sun, clouds and, below the horizon, distant land."""
+
+    def __init__(self, light, rng):
+        self.light = light
+        self.cover = float(np.clip(1.15 - 1.6 * light.direct + rng.normal(0, 0.15), 0.05, 1))
+        self.shift, self.skyline = rng.integers(512, size=2), CLOUDS[rng.integers(512)]
+
+    def paint(self, azimuth, rise):
+        """Light (W, H, 3) of columns at `azimuth` (W,) and rows at elevation `rise` (H,), ascending."""
+        light = self.light
+        zenith = np.array([0.32, 0.5, 0.82], np.float32) * (0.6 + 0.6 * light.direct)
+        pale = np.array([0.78, 0.84, 0.9], np.float32)
+        land = 0.45 * pale + 0.55 * np.array([0.36, 0.42, 0.36], np.float32)
+        image = np.empty((azimuth.size, rise.size, 3), np.float32)
+        start = int(np.searchsorted(rise, 0.0))
+        image[:, :start], rise = land, rise[start:]
+        sky = image[:, start:]
+        sky[:] = pale + (zenith - pale) * np.sqrt(np.sin(rise))[None, :, None]
+        u = (azimuth * (512 / (2 * np.pi)) + self.shift[0]).astype(np.int32) & 511
+        v = (120 / np.maximum(np.tan(rise), 0.05) ** 0.7 + self.shift[1]).astype(np.int32) & 511
+        cloud = np.clip((CLOUDS.T[np.ix_(u, v)] - (0.75 - 0.55 * self.cover)) * 4, 0, 1) * np.clip(rise / 0.12, 0, 1)
+        sky += cloud[..., None] * (np.array([0.93, 0.94, 0.96], np.float32) * (0.75 + 0.35 * light.direct) - sky)
+        sun = np.cos(azimuth - light.sun_azimuth)[:, None] * np.cos(rise - light.sun_altitude)[None]
+        sky += (light.direct * np.clip(sun, 0, 1) ** 40 * 0.8 * (1 - 0.7 * cloud))[..., None]
+        # A hazy skyline where the march ends.
+        top = 0.012 + 0.05 * self.skyline[(azimuth * (2048 / (2 * np.pi))).astype(np.int32) & 511] ** 2
+        low = int(np.searchsorted(rise, 0.08))
+        sky[:, :low][rise[None, :low] < top[:, None]] = land
+        return image

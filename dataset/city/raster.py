@@ -160,7 +160,7 @@ def _stamp_tree(raster, tree, index):
         return
     cut, dx, dy = grid
     rows = (np.arange(dy.size) * raster.cell / 0.6).astype(int)[:, None] % 64
-    lumps = _LUMPS[rows, ((np.arange(dx.size) * raster.cell / 0.6).astype(int)[None] + 5 * index) % 64]
+    lumps = _LUMPS[rows, ((np.arange(dx.size) * raster.cell / 0.6).astype(int)[None] + int(abs(x) * 7)) % 64]
     inside = 1 - (dx * dx + dy * dy) / (radius * lumps) ** 2
     shape = SPECIES[int(species)][3]
     dome = np.sqrt(np.maximum(inside, 0)) if shape != 1 else np.maximum(inside, 0)

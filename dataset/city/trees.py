@@ -61,7 +61,7 @@ def draw_trees(image, distance, trees, camera, left, rise, light):
         z = (2.5 + r[k] * np.tan(rise[r0:r1])) / trees[k, 2]
         v = np.clip((z * _ROWS).astype(np.int32), 0, _ROWS - 1)
         u = np.clip(((np.arange(c0, c1) - centre) / reach * 0.5 + 0.5) * _COLS, 0, _COLS - 1).astype(np.int32)
-        opaque, shade, trunk = _SPRITES[SPECIES[int(trees[k, 4])][3]][int(k) % 4]
+        opaque, shade, trunk = _SPRITES[SPECIES[int(trees[k, 4])][3]][int(abs(trees[k, 0]) * 13) % 4]
         pick = np.ix_(v, u)
         cols = np.arange(c0, c1) % width
         free = distance[cols, r0:r1] > r[k]
