@@ -11,10 +11,9 @@ from .film import CLOUDS, cast_shadows, develop, draw_exposure, texture_at
 from .raster import albedo_tables
 from .style import SURFACE
 from .traffic import draw_traffic
-from .trees import draw_trees
+from .trees import EYE, draw_trees
 
-CAMERA_HEIGHT = 2.5  # metres
-REACH = 120.0  # metres seen by the march; what lies beyond is a hazy skyline
+REACH = 100.0  # metres seen by the march; what lies beyond is a hazy skyline
 SHADOW_REACH = 30.0
 STRIP = 1 << 16  # pixels marched at once
 
@@ -50,7 +49,7 @@ def render_ground(raster, x, y, size, elevation, rng, heading=0.0, from_north=Fa
         e, n = east[cut], north[cut]
         seen, column, r = _march(view, x, y, e, n, rise, (low, high))
         image[cut] = sky.paint(azimuth[cut], rise)
-        z = CAMERA_HEIGHT + r * np.tan(rise)[np.nonzero(seen)[1]]
+        z = EYE + r * np.tan(rise)[np.nonzero(seen)[1]]
         image[cut][seen] = _shade(view, x + r * e[column], y + r * n[column], z, r, shadow, light)
         distance[cut][seen] = r
     draw_trees(image, distance, view.trees, (x, y), azimuth[0], rise, light)
@@ -81,7 +80,7 @@ def _march(view, x, y, east, north, rise, span):
         return flat[(y0 + r * n).astype(np.int32) * cols + (x0 + r * e).astype(np.int32)]
 
     tops = height_at(r[None, :], east[:, None], north[:, None])  # (W, K) centimetres
-    angle = np.maximum.accumulate((tops * np.float32(0.01) - CAMERA_HEIGHT) / r, axis=1)
+    angle = np.maximum.accumulate((tops * np.float32(0.01) - EYE) / r, axis=1)
     np.arctan(angle, out=angle)
     step = (span[1] - span[0]) / rise.size
     filled = np.clip(np.ceil((angle - span[0]) / step - 0.5), 0, rise.size).astype(np.int32)
@@ -97,7 +96,7 @@ def _march(view, x, y, east, north, rise, span):
     before = np.where(k > 0, r[k - 1], 0).astype(np.float32)
     for _ in range(4):  # bisect between the last free sample and the hiding one
         middle = (before + far) * np.float32(0.5)
-        blocked = height_at(middle, e, n) >= (CAMERA_HEIGHT + middle * t) * 100
+        blocked = height_at(middle, e, n) >= (EYE + middle * t) * 100
         far = np.where(blocked, middle, far)
         before = np.where(blocked, before, middle)
     return seen, column, far

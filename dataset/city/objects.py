@@ -42,15 +42,6 @@ def disc(x, y, radius, count=14, wobble=0.0, rng=None):
     return np.stack([x + radius * np.cos(angle), y + radius * np.sin(angle)], 1)
 
 
-def inside(polygon, x, y):
-    """Whether a point lies in a polygon (even-odd rule)."""
-    x0, y0 = polygon[:, 0], polygon[:, 1]
-    x1, y1 = np.roll(x0, -1), np.roll(y0, -1)
-    crosses = (y0 > y) != (y1 > y)
-    safe = np.where(y1 == y0, 1, y1 - y0)
-    return bool(np.count_nonzero(crosses & (x < (x1 - x0) * (y - y0) / safe + x0)) % 2)
-
-
 class Site:
     """A block under construction: its sides, what is already there, and the colours of its neighbourhood."""
 
@@ -58,6 +49,9 @@ class Site:
         self.block, self.sides, self.clear, self.diagonal = block, sides, clear, diagonal
         self.style, self.rng = style, rng
         self.corners = np.array([side[0] for side in sides])
+        self._x, self._y = block.outline.T
+        dx, dy = (np.roll(v, -1) - v for v in block.outline.T)
+        self._y_next, self._run = self._y + dy, dx / np.where(dy == 0, 1, dy)
         self.taken = np.zeros((0, 3))  # x, y, radius
         lines = [*zip(sides, clear, strict=True)] + ([(diagonal.line, diagonal.clear)] if diagonal else [])
         self._start = np.concatenate([line[:-1] for line, _ in lines])
@@ -73,13 +67,18 @@ class Site:
         a, b, c, d = self.corners
         return (1 - s) * (1 - t) * a + s * (1 - t) * b + s * t * c + (1 - s) * t * d
 
+    def holds(self, x, y):
+        """Whether a point lies inside the block's outline (even-odd rule)."""
+        crosses = (self._y > y) != (self._y_next > y)
+        return bool(np.count_nonzero(crosses & (x < self._run * (y - self._y) + self._x)) % 2)
+
     def fits(self, x, y, radius, gap=1.0, edge=None):
         """Whether a disc lies in the block, off the streets and off what already stands."""
-        if not inside(self.block.outline, x, y):
-            return False
         edge = radius + 0.5 if edge is None else edge
+        if not self.holds(x, y):
+            return False
         d = np.array([x, y]) - self._start
-        t = np.clip((d * self._step).sum(1) / self._square, 0, 1)
+        t = np.minimum(np.maximum((d * self._step).sum(1) / self._square, 0), 1)
         d -= t[:, None] * self._step
         if ((d * d).sum(1) < (self._clear + edge) ** 2).any():
             return False

@@ -6,12 +6,13 @@ it is left out: no training tile overlaps a test tile anywhere.
 """
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
 from .plan import CAMERA, WARD_ROLE
 
-WARD = 320.0  # metres
+WARD = 400.0  # metres
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,7 @@ def choose_places(city, counts, tile):
     total = max(sum(counts.values()), 1)
     limits = np.cumsum([counts[n] / total for n in names])
 
+    @cache
     def role(a, b):
         return min(int(np.searchsorted(limits, city.rng(WARD_ROLE, a, b).random(), side="right")), len(names) - 1)
 

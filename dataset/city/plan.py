@@ -65,8 +65,9 @@ class City:
         self._phase = waves.uniform(0, 2 * np.pi, (2, 2))
         self._length = waves.uniform(380, 760, (2, 2))
         self.node = lru_cache(1 << 14)(self._make_node)
+        self.lattice = lru_cache(1 << 12)(lambda layer, i, j: self.rng(_FIELD + 16 * layer, i, j).random())
         self.street = lru_cache(1 << 14)(self._make_street)
-        self.block = lru_cache(512)(self._make_block)
+        self.block = lru_cache(1024)(self._make_block)
 
     def rng(self, kind, i, j):
         return np.random.default_rng((self.seed, self.index, kind, i + _OFFSET, j + _OFFSET))
@@ -108,7 +109,7 @@ class City:
         """Smooth random field in [0, 1] over the grid of blocks: what makes districts."""
         u, v = i / length, j / length
         iu, iv = int(np.floor(u)), int(np.floor(v))
-        corners = np.array([[self.rng(_FIELD + 16 * layer, iu + a, iv + b).random() for b in (0, 1)] for a in (0, 1)])
+        corners = np.array([[self.lattice(layer, iu + a, iv + b) for b in (0, 1)] for a in (0, 1)])
         fu, fv = ((f * f * (3 - 2 * f)) for f in (u - iu, v - iv))
         return float(np.array([1 - fu, fu]) @ corners @ np.array([1 - fv, fv]))
 

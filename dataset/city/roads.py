@@ -7,7 +7,8 @@ from .style import SURFACE
 
 def ribbon(line, left, right):
     """Polygon between two offsets (metres, to the left of the walking direction) of a polyline."""
-    d = np.gradient(line, axis=0)
+    d = np.empty_like(line)
+    d[1:-1], d[0], d[-1] = line[2:] - line[:-2], line[1] - line[0], line[-1] - line[-2]
     normal = np.stack([-d[:, 1], d[:, 0]], 1) / np.maximum(np.hypot(*d.T), 1e-6)[:, None]
     return np.concatenate([line + left * normal, (line + right * normal)[::-1]])
 

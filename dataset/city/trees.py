@@ -8,6 +8,7 @@ from .style import SPECIES
 
 _ROWS, _COLS = 144, 96  # of a sprite, rows from the ground up
 REACH = 95.0  # metres
+EYE = 2.5  # metres, height of the camera
 
 
 def _make_sprite(shape, seed):
@@ -47,28 +48,28 @@ def draw_trees(image, distance, trees, camera, left, rise, light):
     r = np.hypot(dx, dy)
     colours = crown_colours(trees, light.season)
     step = rise[1] - rise[0]
-    from_sun = np.arctan2(dx, dy) - light.sun_azimuth
-    chosen = np.flatnonzero((r < REACH) & (r > 2.5))
+    azimuth = np.arctan2(dx, dy)
+    from_sun = azimuth - light.sun_azimuth
+    centre = ((azimuth - left) % (2 * np.pi)) * width / (2 * np.pi)
+    reach = np.arctan2(trees[:, 3], r) * width / (2 * np.pi)
+    first, last = np.ceil(centre - reach).astype(int), np.floor(centre + reach).astype(int) + 1
+    low, high = np.arctan2(-EYE, r), np.arctan2(trees[:, 2] - EYE, r)
+    lower = np.maximum((low - rise[0]) / step, 0).astype(int)
+    upper = np.minimum((high - rise[0]) / step + 1, height).astype(int)
+    chosen = np.flatnonzero((r < REACH) & (r > 2.5) & (last > first) & (upper > lower))
+    slope = np.tan(rise)
     for k in chosen[np.argsort(-r[chosen], kind="stable")]:
-        azimuth, half = np.arctan2(dx[k], dy[k]), np.arctan2(trees[k, 3], r[k])
-        centre = ((azimuth - left) % (2 * np.pi)) * width / (2 * np.pi)
-        reach = half * width / (2 * np.pi)
-        c0, c1 = int(np.ceil(centre - reach)), int(np.floor(centre + reach)) + 1
-        low, high = np.arctan2(-2.5, r[k]), np.arctan2(trees[k, 2] - 2.5, r[k])
-        r0, r1 = max(int((low - rise[0]) / step), 0), min(int((high - rise[0]) / step) + 1, height)
-        if c1 <= c0 or r1 <= r0:
-            continue
-        z = (2.5 + r[k] * np.tan(rise[r0:r1])) / trees[k, 2]
-        v = np.clip((z * _ROWS).astype(np.int32), 0, _ROWS - 1)
-        u = np.clip(((np.arange(c0, c1) - centre) / reach * 0.5 + 0.5) * _COLS, 0, _COLS - 1).astype(np.int32)
+        c0, c1, r0, r1 = first[k], last[k], lower[k], upper[k]
+        cols = np.arange(c0, c1)
+        z = (EYE + r[k] * slope[r0:r1]) * (_ROWS / trees[k, 2])
+        v = np.minimum(np.maximum(z, 0), _ROWS - 1).astype(np.int32)
+        u = ((cols - centre[k]) / reach[k] + 1) * (_COLS / 2)
+        u = np.minimum(np.maximum(u, 0), _COLS - 1).astype(np.int32)
+        cols %= width
         opaque, shade, trunk = _SPRITES[SPECIES[int(trees[k, 4])][3]][int(abs(trees[k, 0]) * 13) % 4]
-        pick = np.ix_(v, u)
-        cols = np.arange(c0, c1) % width
-        free = distance[cols, r0:r1] > r[k]
-        mask = opaque[pick].T & free
-        if not mask.any():
+        a, b = np.nonzero(opaque[v[None], u[:, None]] & (distance[cols, r0:r1] > r[k]))
+        if not a.size:
             continue
-        a, b = np.nonzero(mask)
         # The side turned to the sun is lighter: left or right of the crown, or all of it.
         lit = 1 - light.direct * (0.45 * np.cos(from_sun[k]) + 0.45 * np.sin(from_sun[k]) * (u[a] * 2 / _COLS - 1))
         tone = (shade[v[b], u[a]] * lit)[:, None]
