@@ -148,14 +148,15 @@ def _ground_colour(view, px, py, at, r, light):
     near = np.flatnonzero((r < 25) & (view.height.ravel()[at] == 0))
     u, v = (px[near] - view.west) / view.cell - 0.5, (view.north - py[near]) / view.cell - 0.5
     col, row = u.astype(np.int32), v.astype(np.int32)
-    u, v = (u - col)[:, None], (v - row)[:, None]
-    corner, below = row * view.surface.shape[1] + col, view.surface.shape[1]
-    blend = np.zeros((near.size, 3), np.float32)
-    for step, weight in ((0, (1 - u) * (1 - v)), (1, u * (1 - v)), (below, (1 - u) * v), (below + 1, u * v)):
-        kind = surface[corner + step]
-        kind = np.where(kind == SURFACE["roof"], surface[at[near]], kind)  # no roof shines through at a wall's foot
-        blend += weight * albedo[kind]
-    colour[near] = blend
+    below = view.surface.shape[1]
+    corner = row * below + col
+    kinds = surface[corner[None] + np.array([[0], [1], [below], [below + 1]], np.int32)]
+    edge = np.flatnonzero((kinds != kinds[0]).any(0))
+    kinds, near = kinds[:, edge], near[edge]
+    kinds = np.where(kinds == SURFACE["roof"], surface[at[near]], kinds)  # no roof shines through at a wall's foot
+    u, v = u[edge] - col[edge], v[edge] - row[edge]
+    weights = np.stack([(1 - u) * (1 - v), u * (1 - v), (1 - u) * v, u * v])
+    colour[near] = (weights[..., None] * albedo[kinds]).sum(0)
     colour *= texture_at(px + 1e6, py + 1e6)[:, None]
     return colour
 

@@ -24,14 +24,15 @@ def draw_traffic(raster, centre, reach, rng, keep_clear=6.0):
         if rng.random() < 0.45 and near(x, y):
             found.append(_car(x, y, angle + rng.normal(0, 0.04), rng))
     for line, half in raster.lanes:
-        if (line.min(0) > np.add(centre, reach)).any() or (line.max(0) < np.subtract(centre, reach)).any():
+        middle, span = line[len(line) // 2], reach + 60
+        if abs(middle[0] - centre[0]) > span or abs(middle[1] - centre[1]) > span:
             continue
         for _ in range(rng.poisson(0.5 + 0.12 * half)):
-            x, y, angle = _beside(line, rng.uniform(0.15, 0.85), (half * 0.5) * rng.choice([-1, 1]))
+            x, y, angle = _beside(line, rng.uniform(0.15, 0.85), (half * 0.5) * (2 * rng.integers(2) - 1))
             if near(x, y):
                 found.append(_car(x, y, angle, rng))
         for _ in range(rng.poisson(0.7)):
-            x, y, angle = _beside(line, rng.uniform(0.1, 0.9), (half + 1.2) * rng.choice([-1, 1]))
+            x, y, angle = _beside(line, rng.uniform(0.1, 0.9), (half + 1.2) * (2 * rng.integers(2) - 1))
             if near(x, y):
                 shirt = tuple(rng.uniform(0.1, 0.85, 3))
                 found.append(Building(x, y, 0.3, 0.3, angle, 1.7, 1.7, shirt, shirt, PERSON))
