@@ -124,7 +124,7 @@ def test_cvusa_lists_name_the_files(cvusa):
         for aerial, ground, _ in (line.split(",") for line in lines):
             assert Path(aerial).stem == Path(ground).stem
             assert Image.open(cvusa / aerial).size == (256, 256)
-            assert Image.open(cvusa / ground).size == (616, 112)
+            assert Image.open(cvusa / ground).size == (512, 93)
 
 
 def test_no_test_tile_overlaps_a_training_tile(cvusa):

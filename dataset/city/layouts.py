@@ -15,7 +15,7 @@ TILE = 72.0  # metres, side of the aerial images of CVUSA and CVACT
 # Sizes of the images: ground (width, height) and aerial side, small and native. Elevation: degrees at the lower and
 # upper edge of the panorama.
 FORMATS = {
-    "cvusa": {"ground": ((616, 112), (1232, 224)), "aerial": (256, 750), "elevation": (-27.5, 38.0)},
+    "cvusa": {"ground": ((512, 93), (1232, 224)), "aerial": (256, 750), "elevation": (-27.5, 38.0)},
     "cvact": {"ground": ((512, 256), (1664, 832)), "aerial": (256, 1200), "elevation": (-90.0, 90.0)},
     "vigor": {"ground": ((512, 256), (2048, 1024)), "aerial": (256, 640), "elevation": (-90.0, 90.0)},
 }
