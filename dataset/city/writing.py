@@ -3,11 +3,13 @@
 import json
 import logging
 import os
+import signal
+import threading
 import time
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from functools import lru_cache
-from multiprocessing import get_context
+from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
 
 import numpy as np
@@ -108,8 +110,13 @@ _done = None  # counter shared by the processes
 
 
 def _share(counter):
+    """Set up a process of the pool: it counts with the others, and ends with its parent."""
     global _done
     _done = counter
+    parent = parent_process()
+    if parent is not None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent answers Ctrl+C
+        threading.Thread(target=lambda: (connection.wait([parent.sentinel]), os._exit(1)), daemon=True).start()
 
 
 def _count(n):
@@ -127,7 +134,8 @@ def render_all(root, regions, jobs):
     counter = context.Value("q", 0)
     with tqdm(total=total, unit="img", disable=None, desc="rendering") as bar:
         if jobs == 1:
-            _share(counter)
+            global _done
+            _done = counter
             for region in regions:
                 render_region(root, region)
                 bar.update(counter.value - bar.n)
