@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Two baselines without learning on a city in the CVUSA layout: mean colours, and colour histograms per compass quadrant.
+"""Two baselines without learning on a city in the CVUSA layout: mean colours, and colour histograms per quadrant.
 
 A city worth training on cannot be solved by either. Run: python benchmarks/city_baselines.py data/city_cvusa
 """

@@ -60,7 +60,7 @@ def develop(linear, exposure, rng):
     The array is used up.
     """
     linear *= exposure.gain
-    grey = linear.mean(2, keepdims=True)
+    grey = ((linear[..., 0] + linear[..., 1] + linear[..., 2]) / 3)[..., None]
     linear -= grey
     linear *= exposure.saturation
     linear += grey
