@@ -12,6 +12,7 @@ import logging
 import math
 import secrets
 import time
+from typing import NamedTuple
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
@@ -19,7 +20,7 @@ from torch.utils.data import DataLoader, Subset
 
 from criterion import SAM
 from criterion.build import build_loss, build_optimizer
-from dataset import build_datasets
+from dataset.build import LAYOUTS, build_datasets
 from dataset.sampler import MiningSampler
 from model.frgeo import build_model
 from utils import distributed
@@ -47,6 +48,7 @@ def main(argv=None):
     """
     args = parse_args(argv)
     try:
+        check_inputs(args)
         return launch(run, args)
     except UserError as error:
         print(f"train.py: {error.sentence()}", file=sys.stderr)
@@ -56,6 +58,13 @@ def main(argv=None):
         raise SystemExit(130) from None
     finally:
         stop_logging()
+
+
+def check_inputs(args):
+    """Tell at once, before any process starts, that the data or the weights are not there."""
+    LAYOUTS[args.dataset].find_root(args.data_root)
+    if args.evaluate:
+        RunFiles(args.save_path).weights_to_evaluate(args.weights)
 
 
 def run(args, device):
@@ -75,22 +84,34 @@ def run(args, device):
     # Rank 0's weights reach the others when DistributedDataParallel is built.
     model = build_model(args, pretrained=pretrained if state is None and distributed.is_main() else False)
 
+    told = load_weights(model, state) if state else {}
+    model.to(device, memory_format=torch.channels_last)
+    training = None if args.evaluate else prepare_training(args, model, datasets[0], device, state)
+
+    # Every mistake that can be seen at the start has been told by now; from here on files are written.
     if distributed.is_main():
         files.open(fresh=not (args.evaluate or args.resume))
     distributed.barrier()
     start_logging(args.save_path)
     log_setup(args, device, model, datasets, taken)
-    told = load_weights(model, state) if state else {}
-    model.to(device, memory_format=torch.channels_last)
     if args.evaluate:
         log.info("weights %s, epoch %s", source, told.get("epoch", "unknown"))
         return evaluate_and_record(model, datasets, args, device, files, source, told.get("epoch"))
-    return train(model, datasets, args, device, files, state if args.resume else None)
+    return train(model, datasets, training, args, device, files)
 
 
-def train(model, datasets, args, device, files, state):
-    """Train for the epochs that remain; `state` is the checkpoint to resume from, or None."""
-    train_set, _, _ = datasets
+class Training(NamedTuple):
+    """What a training run keeps from epoch to epoch."""
+
+    sampler: MiningSampler
+    criterion: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+    start: int  # epochs done
+    best: float  # R@1 so far
+
+
+def prepare_training(args, model, train_set, device, state):
+    """Sampler, loss and optimiser, restored from the checkpoint `state` where a run is resumed."""
     sampler = MiningSampler(
         train_set.tiles,
         args.batch_size,
@@ -104,9 +125,26 @@ def train(model, datasets, args, device, files, state):
     criterion = build_loss(args, sampler.share, distributed.world_size())
     optimizer = build_optimizer(args, model.parameters())
     start, best = args.start_epoch or 0, 0.0
-    if state is not None:
-        start, best = resume(state, optimizer, sampler, args)
-    log_tuple(args, criterion, sampler)
+    if args.resume:
+        if "sampler" not in state:
+            raise UserError(
+                f"--resume {args.resume} holds weights only (a best model, or a released file); to start from them "
+                f"give --weights {args.resume}"
+            )
+        if state["args"]["op"] != args.op:
+            trained = state["args"]["op"]
+            raise UserError(f"--op is {args.op}, {args.resume} was trained with {trained}; resume with --op {trained}")
+        optimizer.load_state_dict(state["optimizer"])
+        sampler.load_state_dict(state["sampler"])
+        start, best = args.start_epoch if args.start_epoch is not None else state["epoch"], state["best_acc1"]
+    return Training(sampler, criterion, optimizer, start, float(best))
+
+
+def train(model, datasets, training, args, device, files):
+    """Train for the epochs that remain. Returns the metrics of the last evaluation on rank 0."""
+    train_set = datasets[0]
+    sampler, criterion, optimizer, start, best = training
+    log_training(args, training, train_set)
     if distributed.is_main():
         files.start(recorded(args), start)
 
@@ -278,28 +316,6 @@ def extract(encoder, images, args, device, label):
     return distributed.gather_rows(own, len(images))
 
 
-def resume(state, optimizer, sampler, args):
-    """Restore optimiser and sampler. Returns the epoch to go on with and the best R@1 so far."""
-    if "sampler" not in state:
-        raise UserError(
-            f"--resume {args.resume} holds weights only (a best model, or a released file); to start from them give "
-            f"--weights {args.resume}"
-        )
-    stored = state.get("args", {})
-    for name in ("op", "batch_size"):
-        if stored.get(name) != getattr(args, name):
-            flag = "--" + name.replace("_", "-")
-            log.warning("%s is %s, the checkpoint was trained with %s", flag, getattr(args, name), stored.get(name))
-    try:
-        optimizer.load_state_dict(state["optimizer"])
-    except (ValueError, KeyError) as error:
-        raise UserError(f"the optimiser state of {args.resume} does not fit --op {args.op} ({error})") from error
-    sampler.load_state_dict(state["sampler"])
-    start = args.start_epoch if args.start_epoch is not None else state["epoch"]
-    log.info("resumed %s after epoch %d, best R@1 %.2f", args.resume, state["epoch"], state["best_acc1"])
-    return start, float(state["best_acc1"])
-
-
 def set_learning_rate(optimizer, args, epoch):
     """Learning rate of an epoch: half a cosine down to 0 (`--cos`), or a tenth from each `--schedule` epoch on."""
     factor = (
@@ -337,16 +353,25 @@ def log_setup(args, device, model, datasets, taken):
     log.info("model: %s, %.2f M parameters, descriptors of %d numbers", args.arch, parameters / 1e6, model.dim)
     for sentence in taken:
         log.info("using %s", sentence)
-    if train_set is not None:
-        log.info("training: %d pairs", len(train_set))
     log.info("%s: %d queries, gallery of %d", query.split, len(query), len(reference))
     for part in (train_set, query):
         if part is not None and part.missing:
             log.warning("%s: %d pairs left out, files missing", part.split, part.missing)
 
 
-def log_tuple(args, criterion, sampler):
-    """Say how many pairs one loss sees, and what the published numbers used."""
+def log_training(args, training, train_set):
+    """Say what is trained on, and how many pairs one loss sees beside the published number."""
+    sampler, criterion, _, start, best = training
+    if args.resume:
+        log.info("resumed %s after epoch %d, best R@1 %.2f", args.resume, start, best)
+    log.info("training: %d pairs, %d places, %d batches an epoch", len(train_set), sampler.items, len(sampler))
+    if sampler.batch_size != args.batch_size:
+        log.warning(
+            "batches of %d: the training set has no room for --batch-size %d, its places without a common tile are "
+            "too few",
+            sampler.batch_size,
+            args.batch_size,
+        )
     pairs = criterion.tuple_size or sampler.share * (distributed.world_size() if criterion.gather else 1)
     published = PUBLISHED_TUPLE.get(args.dataset)
     note = f"; the published numbers are those of {published}: --tuple-size {published}" if published else ""

@@ -1,9 +1,22 @@
-"""The benchmarks as pairs of images: CVUSA, CVACT, VIGOR, and a user's own pairs."""
+"""The benchmarks as pairs of images: CVUSA, CVACT, VIGOR, and a user's own pairs.
 
-from dataset.build import build_datasets
-from dataset.cvact import CVACT
-from dataset.cvusa import CVUSA
-from dataset.pairs import Pairs
-from dataset.vigor import VIGOR
+Names are imported when asked for, so that `dataset.city`, which needs no torch, comes without it.
+"""
 
-__all__ = ["CVACT", "CVUSA", "VIGOR", "Pairs", "build_datasets"]
+from importlib import import_module
+
+HOMES = {
+    "CVACT": "dataset.cvact",
+    "CVUSA": "dataset.cvusa",
+    "VIGOR": "dataset.vigor",
+    "Pairs": "dataset.pairs",
+    "build_datasets": "dataset.build",
+}
+
+__all__ = ["CVACT", "CVUSA", "VIGOR", "Pairs", "build_datasets"]  # noqa: F822
+
+
+def __getattr__(name):
+    if name not in HOMES:
+        raise AttributeError(f"module 'dataset' has no attribute {name!r}")
+    return getattr(import_module(HOMES[name]), name)

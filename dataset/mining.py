@@ -74,7 +74,7 @@ class DescriptorMemory:
         if state["ground"].shape != self.ground.shape:
             raise UserError(
                 f"the checkpoint's mining memory is {tuple(state['ground'].shape)}, this run's "
-                f"{tuple(self.ground.shape)} (training items, numbers); resume with the data and model it was trained on"
+                f"{tuple(self.ground.shape)} (items, numbers); resume with the data and model it was trained on"
             )
         for name in ("ground", "aerial", "seen"):
             getattr(self, name).copy_(state[name])

@@ -4,8 +4,6 @@ An item is an aerial tile that is some panorama's positive; a visit shows it wit
 two panoramas that share a tile, positive or semi-positive: each would be a false negative of the other.
 """
 
-import logging
-
 import numpy as np
 import torch
 from torch.utils.data import Sampler
@@ -13,8 +11,6 @@ from torch.utils.data import Sampler
 from dataset.mining import DescriptorMemory
 from utils import distributed
 from utils.errors import UserError
-
-log = logging.getLogger(__name__)
 
 GUARDS = ("strict", "release")
 RANDOM_DRAWS = 200  # tries at a random partner before every item is looked at
@@ -31,7 +27,7 @@ class MiningSampler(Sampler):
 
     Args:
         tiles: (N, T) int tiles that cover each panorama, the positive first, -1 for none (`PairDataset.tiles`).
-        batch_size: pairs of all processes together.
+        batch_size: pairs of all processes together; lowered where the set has fewer places without a common tile.
         visits: times an epoch visits each item (VIGOR 2, else 1).
         mining: hard negatives from epoch 1 on; needs `dim`, the numbers in a descriptor.
         rank, world_size: whose share to yield; default: this process's.
@@ -147,12 +143,6 @@ class MiningSampler(Sampler):
             raise UserError(
                 f"the training set has {self.items} places, {room} without a common tile; {self.world_size} "
                 f"process(es) need at least {2 * self.world_size}"
-            )
-        if fitting < batch_size:
-            log.warning(
-                "--batch-size %d is more than the training set's places without a common tile; using %d",
-                batch_size,
-                fitting,
             )
         return min(batch_size, fitting)
 

@@ -31,11 +31,11 @@ def crop_middle_half(image):
 def crop_field_of_view(image, fov, angle):
     """A panorama seen by a camera of `fov` degrees that is turned by `angle` degrees.
 
-    (3, H, W) -> (3, H, floor(W * fov / 360)): columns from -angle onwards, around the seam.
+    (3, H, W) -> (3, H, W * fov // 360): columns from -angle onwards, around the seam.
     """
     width = image.shape[-1]
     shift = int(width * angle / 360)
-    return image.roll(shift, dims=-1)[..., : int(width * fov / 360)]
+    return image.roll(shift, dims=-1)[..., : width * fov // 360]
 
 
 def fov_angle(seed, index, epoch=None):

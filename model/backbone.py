@@ -45,7 +45,7 @@ class Backbone(nn.Module):
             if isinstance(getattr(net, name, None), nn.Module):
                 setattr(net, name, nn.Identity())
         self.net = net
-        self.width = self._probe_width(image_size)
+        self.width = self.map_shape(image_size)[0]
         self.norm = nn.LayerNorm(self.width, eps=NORM_EPS)
         if norm is not None and norm.weight.shape == self.norm.weight.shape:
             self.norm.eps = norm.eps
@@ -55,13 +55,21 @@ class Backbone(nn.Module):
         return self.net.forward_intermediates(images, indices=1, output_fmt="NCHW", intermediates_only=True)[-1]
 
     @torch.no_grad()
-    def _probe_width(self, image_size):
-        """Channels of the map, by running the network once on zeros (the smallest honest question)."""
+    def map_shape(self, image_size):
+        """(C, h, w) of the map of one image of that size, found by running the network on zeros.
+
+        Raises:
+            ValueError: the network cannot take images of that size.
+        """
         was_training = self.net.training
         self.net.eval()
-        width = self(torch.zeros(1, 3, *image_size)).shape[1]
-        self.net.train(was_training)
-        return width
+        try:
+            return tuple(self(torch.zeros(1, 3, *image_size)).shape[1:])
+        except (RuntimeError, AssertionError) as error:
+            height, width = image_size
+            raise ValueError(f"images of {height} x {width} cannot pass through the network: {error}") from error
+        finally:
+            self.net.train(was_training)
 
 
 def _create(arch, image_size, pretrained, any_size):

@@ -1,5 +1,6 @@
 """FRGeo: a ground and an aerial encoder whose descriptors list the same compass quadrants in one order."""
 
+import torch
 from torch import nn
 
 from model.backbone import Backbone
@@ -14,10 +15,14 @@ class Encoder(nn.Module):
     """Backbone, region averages, final LayerNorm shared by the regions, concatenation.
 
     Shapes: (B, 3, H, W) float -> (B, regions * width), un-normalised.
+
+    Raises:
+        ValueError: images of `image_size` give a feature map too small for the regions.
     """
 
-    def __init__(self, backbone, pooling):
+    def __init__(self, backbone, pooling, image_size):
         super().__init__()
+        pooling(torch.zeros(1, *backbone.map_shape(image_size)))
         self.backbone = backbone
         self.pooling = pooling
         self.dim = pooling.regions * backbone.width
@@ -45,7 +50,7 @@ class FRGeo(nn.Module):
 
     Raises:
         UserError: an unknown arch, or weights that cannot be had or do not fit.
-        ValueError: an unknown dataset or pool.
+        ValueError: an unknown dataset or pool, or images too small for four regions.
     """
 
     def __init__(
@@ -67,8 +72,9 @@ class FRGeo(nn.Module):
         self.aerial_size = tuple(aerial_size or INPUT_SIZES[dataset].aerial)
         ground = Backbone(arch, self.ground_size, pretrained, any_size=share)
         aerial = ground if share else Backbone(arch, self.aerial_size, pretrained)
-        self.query_net = Encoder(ground, FeatureRecombination("ground") if pool == "frm" else GlobalAverage())
-        self.reference_net = Encoder(aerial, FeatureRecombination("aerial") if pool == "frm" else GlobalAverage())
+        regions = FeatureRecombination if pool == "frm" else GlobalAverage
+        self.query_net = Encoder(ground, regions("ground"), self.ground_size)
+        self.reference_net = Encoder(aerial, regions("aerial"), self.aerial_size)
         self.dim = self.query_net.dim
 
     def forward(self, im_q, im_k):
@@ -82,15 +88,19 @@ def build_model(args, pretrained=False):
     Raises:
         UserError: `--dim` differs from the model's width, or an input is too small for four regions.
     """
-    model = FRGeo(
-        dataset=args.dataset,
-        arch=args.arch,
-        pretrained=pretrained,
-        pool=args.pool,
-        share=args.share,
-        ground_size=args.ground_size,
-        aerial_size=args.aerial_size,
-    )
+    height, width = args.ground_size or INPUT_SIZES[args.dataset].ground
+    try:
+        model = FRGeo(
+            dataset=args.dataset,
+            arch=args.arch,
+            pretrained=pretrained,
+            pool=args.pool,
+            share=args.share,
+            ground_size=(height, width * (args.fov or 360) // 360),
+            aerial_size=args.aerial_size,
+        )
+    except ValueError as error:
+        raise UserError(f"{error} (--ground-size, --fov, --aerial-size)") from error
     if args.dim is not None and args.dim != model.dim:
         raise UserError(
             f"--dim {args.dim} does not fit: --arch {args.arch} with --pool {args.pool} gives {model.dim} numbers; "

@@ -62,9 +62,13 @@ class FeatureRecombination(nn.Module):
 
 
 class GlobalAverage(nn.Module):
-    """One region, the whole map: the baseline that FRM is compared with. (B, C, H, W) -> (B, 1, C)."""
+    """One region, the whole map of either view: the baseline that FRM is compared with. (B, C, H, W) -> (B, 1, C)."""
 
     regions = 1
+
+    def __init__(self, view):
+        super().__init__()
+        self.view = view
 
     def forward(self, feature_map):
         return feature_map.mean(dim=(-2, -1)).unsqueeze(1)

@@ -83,7 +83,7 @@ def _processes(args):
 def _in_group(function, args, url, rank, world, local_rank, here):
     """Join the others, call the function, leave."""
     device = choose_device(args.device.split(":")[0], local_rank)
-    if device.type == "cpu":
+    if device.type == "cpu" and (distributed.under_torchrun() or "OMP_NUM_THREADS" not in os.environ):
         torch.set_num_threads(max(1, cores() // here))
     distributed.join(url, world, rank, args.dist_backend or ("nccl" if device.type == "cuda" else "gloo"))
     try:

@@ -1,0 +1,21 @@
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tests' networks are too small to share among cores
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))  # make_data
+
+import make_data
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def roots(tmp_path_factory):
+    """Small correct copies of the layouts: {"cvusa": path, "cvact": ..., "vigor": ..., "pairs": ...}."""
+    base = tmp_path_factory.mktemp("data")
+    return {name: make_data.WRITERS[name](base / name) for name in make_data.WRITERS}

@@ -1,0 +1,226 @@
+"""Two gloo processes against one."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import make_data
+import numpy as np
+import pytest
+import torch
+import torch.multiprocessing as mp
+from torch.nn.parallel import DistributedDataParallel
+
+import train
+from criterion import SoftTripletLoss, TupleLoss, WBLoss
+from model import FRGeo
+from utils import distributed
+
+REPO = Path(__file__).parent.parent
+RECIPE = [
+    "--op",
+    "sam",
+    "--asam",
+    "--rho",
+    "0.5",
+    "--lr",
+    "0.001",
+    "--wd",
+    "0.03",
+    "--batch-size",
+    "8",
+    "--mining",
+    "--cos",
+]
+
+
+def in_two_processes(function, *args):
+    mp.spawn(_join, args=(function, f"tcp://127.0.0.1:{distributed.free_port()}", args), nprocs=2)
+
+
+def _join(rank, function, url, args):
+    torch.set_num_threads(1)
+    distributed.join(url, 2, rank, "gloo")
+    try:
+        function(rank, *args)
+    finally:
+        distributed.leave()
+
+
+def make_model():
+    torch.manual_seed(0)
+    return FRGeo(arch="test_convnext", ground_size=(32, 128), aerial_size=(64, 64)).double()
+
+
+def make_batch(size=8):
+    g = torch.Generator().manual_seed(1)
+    shapes = (size, 3, 32, 128), (size, 3, 64, 64)
+    return tuple(torch.randn(shape, generator=g, dtype=torch.float64) for shape in shapes)
+
+
+def losses():
+    return {
+        "all": TupleLoss(WBLoss(), gather=True),
+        "triplet": TupleLoss(SoftTripletLoss(), gather=True),
+        "tuples of 4 within a process": TupleLoss(WBLoss(), tuple_size=4),
+        "tuples of 4, gathered": TupleLoss(WBLoss(), tuple_size=4, gather=True),
+        "tuples of 8, gathered": TupleLoss(WBLoss(), tuple_size=8, gather=True),
+    }
+
+
+def _gradients(rank, folder):
+    network = DistributedDataParallel(make_model())
+    ground, aerial = (x[rank * 4 : rank * 4 + 4] for x in make_batch())
+    for name, loss in losses().items():
+        network.zero_grad()
+        value = loss(*network(ground, aerial))
+        value[0].backward()
+        found = {
+            "values": torch.stack(value).detach(),
+            "grads": [p.grad.clone() for p in network.module.parameters()],
+        }
+        torch.save(found, f"{folder}/{name}-{rank}.pt")
+
+
+def test_loss_and_gradients_equal_one_process(tmp_path):
+    in_two_processes(_gradients, str(tmp_path))
+    for name, loss in losses().items():
+        model = make_model()
+        value = loss(*model(*make_batch()))
+        value[0].backward()
+        grads = [p.grad for p in model.parameters()]
+        parts = [torch.load(tmp_path / f"{name}-{rank}.pt") for rank in (0, 1)]
+        if loss.gather:  # every process has the loss of the whole batch
+            for part in parts:
+                torch.testing.assert_close(part["values"], torch.stack(value).detach(), atol=1e-9, rtol=0)
+        mean = torch.stack([part["values"] for part in parts]).mean(0)
+        torch.testing.assert_close(mean, torch.stack(value).detach(), atol=1e-9, rtol=0)
+        for part in parts:
+            for found, expected in zip(part["grads"], grads, strict=True):
+                torch.testing.assert_close(found, expected, atol=1e-9, rtol=0)
+
+
+def _collectives(rank):
+    assert distributed.world_size() == 2 and distributed.rank() == rank
+    for length in (0, 1, 2, 5, 101):
+        whole = torch.arange(3.0 * length).reshape(length, 3)
+        start, stop = distributed.shard(length)
+        assert torch.equal(distributed.gather_rows(whole[start:stop], length), whole)
+    wide = torch.arange(2.0 * 2**23 + 3)[:, None].repeat(1, 4)  # more than one block of 32 MiB a rank
+    start, stop = distributed.shard(len(wide))
+    assert torch.equal(distributed.gather_rows(wide[start:stop], len(wide)), wide)
+    rows = distributed.gather_to_main(torch.full((2, 1), float(rank)))
+    assert (rows is None) if rank else rows.ravel().tolist() == [0, 0, 1, 1]
+    assert distributed.broadcast_object({"rank": rank}) == {"rank": 0}
+    assert distributed.mean_over_ranks([rank, 10.0]) == [0.5, 10.0]
+
+
+def test_collectives():
+    in_two_processes(_collectives)
+
+
+def flags(root, out, *more):
+    return ["--dataset", "cvusa", "--data-root", str(root), "--save_path", str(out), *make_data.SMALL, *more]
+
+
+TWO = ["--multiprocessing-distributed", "--nprocs", "2"]
+
+
+@pytest.fixture(scope="module")
+def trained(roots, tmp_path_factory):
+    """A run of two processes with mining."""
+    out = tmp_path_factory.mktemp("two")
+    return out, train.main(flags(roots["cvusa"], out, *RECIPE, *TWO, "--epochs", "3"))
+
+
+def test_two_processes_train_with_mining_and_write_every_file(trained):
+    out, metrics = trained
+    names = {"checkpoint.pth.tar", "model_best.pth.tar", "log.txt", "args.json", "metrics.jsonl", "metrics.json"}
+    assert {path.name for path in out.iterdir()} == names
+    log = (out / "log.txt").read_text()
+    assert "2 process(es)" in log and "hard partners" in log and "tuples of 4 pairs" in log
+    assert log.count("arguments:") == 1
+    assert metrics == {k: v for k, v in json.loads((out / "metrics.json").read_text()).items() if k in metrics}
+    assert len((out / "metrics.jsonl").read_text().splitlines()) == 3
+
+
+def test_evaluation_by_two_processes_equals_one(trained, roots, tmp_path):
+    weights = ["-e", "--weights", str(trained[0] / "checkpoint.pth.tar")]
+    for dataset in ("cvusa",):
+        one = train.main(flags(roots[dataset], tmp_path / "one", *weights))
+        two = train.main(flags(roots[dataset], tmp_path / "two", *weights, *TWO))
+        assert one == two == trained[1]
+        for name in ("grd_global_descriptor.npy", "sat_global_descriptor.npy"):
+            a, b = np.load(tmp_path / "one" / name), np.load(tmp_path / "two" / name)
+            np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_gathered_batches_train_as_one_process_does(roots, tmp_path):
+    """The same seed, the same global batches, one loss over all of them: the same first epoch."""
+    recipe = ["--op", "sgd", "--lr", "0.01", "--batch-size", "8", "--epochs", "1", "--momentum", "0"]
+    train.main(flags(roots["cvusa"], tmp_path / "one", *recipe))
+    train.main(flags(roots["cvusa"], tmp_path / "two", *recipe, *TWO, "--gather"))
+    one, two = (json.loads((tmp_path / n / "metrics.jsonl").read_text()) for n in ("one", "two"))
+    for name in ("loss", "positive_similarity", "negative_similarity"):
+        assert one[name] == pytest.approx(two[name], abs=2e-5)
+    assert {k: one[k] for k in ("R@1", "R@5")} == {k: two[k] for k in ("R@1", "R@5")}
+
+
+def test_torchrun(roots, tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        str(REPO / "train.py"),
+    ]
+    done = subprocess.run(
+        [*command, *flags(roots["cvusa"], tmp_path, *RECIPE, "--epochs", "2")],
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "2 process(es)" in (tmp_path / "log.txt").read_text()
+    assert json.loads((tmp_path / "metrics.json").read_text())["epoch"] == 2
+
+
+def test_two_nodes_of_one_process_each(roots, tmp_path):
+    """--world-size counts nodes, --rank numbers them, --dist-url is where they meet."""
+    url = f"tcp://127.0.0.1:{distributed.free_port()}"
+    common = ["--multiprocessing-distributed", "--nprocs", "1", "--world-size", "2", "--dist-url", url, "--epochs", "1"]
+    nodes = [
+        subprocess.Popen(
+            [sys.executable, "train.py", *flags(roots["cvusa"], tmp_path, *RECIPE, *common, "--rank", rank)], cwd=REPO,
+            env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+        )
+        for rank in "01"
+    ]  # fmt: skip
+    for node in nodes:
+        _, error = node.communicate(timeout=300)
+        assert node.returncode == 0, error
+    assert "2 process(es)" in (tmp_path / "log.txt").read_text()
+
+
+def test_mistakes_inside_processes_end_with_one_sentence(roots, tmp_path, capfd):
+    with pytest.raises(SystemExit) as stop:
+        train.main(flags(roots["cvusa"], tmp_path / "r", *RECIPE, *TWO, "--batch-size", "7"))
+    assert stop.value.code == 2
+    error = capfd.readouterr().err
+    assert "--batch-size 7 cannot be shared evenly by 2 processes; give a multiple of 2" in error
+    assert "Traceback" not in error
+
+
+def test_a_taken_port_is_told(roots, tmp_path, capfd):
+    import socket
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        url = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(SystemExit) as stop:
+            train.main(flags(roots["cvusa"], tmp_path / "r", *RECIPE, *TWO, "--dist-url", url))
+    assert stop.value.code == 2
+    assert f"--dist-url {url} cannot be used" in capfd.readouterr().err

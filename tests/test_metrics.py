@@ -1,0 +1,157 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from utils.metrics import DescriptorError, positive_ranks, rank_queries, retrieval_metrics
+
+TIE = 1e-12  # float64 similarities closer than this are ties in the plain computation below
+
+
+def plain(query, reference, labels, semi=None):
+    """The definitions written out, row by row, in float64."""
+    q, r = (np.asarray(x, dtype=np.float64) for x in (query, reference))
+    q, r = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (q, r))
+    ranks, hits, covers = [], [], []
+    for i, label in enumerate(labels):
+        s = np.array([np.sum(q[i] * row) for row in r])
+        ranks.append(int(np.sum(s > s[label] + TIE)))
+        if semi is not None:
+            others = [j for j in range(len(r)) if j not in [k for k in semi[i] if k != label]]
+            hits.append(not np.any(s[others] > s[label] + TIE))
+            covering = [label, *[k for k in semi[i] if k >= 0]]
+            covers.append(not np.any(np.delete(s, covering) > s[covering].max() + TIE))
+    ranks, m = np.array(ranks), len(r)
+    out = {f"R@{k}": 100 * np.mean(ranks < k) for k in (1, 5, 10)}
+    out["R@1%"] = 100 * np.mean(ranks < max(1, m // 100))
+    if semi is not None:
+        out |= {"Hit": 100 * np.mean(hits), "Hit (top-1 covers)": 100 * np.mean(covers)}
+    return ranks, out
+
+
+@settings(deadline=None, max_examples=80)
+@given(
+    n=st.integers(1, 40),
+    m=st.integers(5, 230),
+    d=st.sampled_from([2, 3, 17, 300]),
+    chunk=st.integers(1, 300),
+    noise=st.floats(0, 4),
+    duplicates=st.booleans(),
+    dtype=st.sampled_from([np.float64, np.float32, np.float16]),
+    seed=st.integers(0, 10**6),
+)
+def test_metrics_equal_float64_on_every_query(n, m, d, chunk, noise, duplicates, dtype, seed):
+    rng = np.random.default_rng(seed)
+    reference = rng.standard_normal((m, d)) * rng.uniform(0.5, 2, (m, 1))
+    labels = rng.integers(0, m, n)
+    query = reference[labels] + noise * rng.standard_normal((n, d))
+    if duplicates:  # equal rows in the gallery, the positive's among them, and scaled copies
+        reference[rng.integers(0, m, m // 3)] = reference[rng.choice(labels, m // 3)]
+        reference[rng.integers(0, m, m // 5)] = 2 * reference[rng.choice(labels, m // 5)]
+    query, reference = query.astype(dtype), reference.astype(dtype)
+    semi = np.stack([(labels + s) % m for s in (1, 2, 3)], axis=1)
+    semi[rng.random(semi.shape) < 0.2] = -1
+    ranks, expected = plain(query, reference, labels, semi)
+    np.testing.assert_array_equal(positive_ranks(query, reference, labels, chunk=chunk), ranks)
+    found = retrieval_metrics(torch.from_numpy(query), reference, torch.from_numpy(labels), semi, chunk=chunk)
+    assert found == pytest.approx(expected, abs=1e-9)
+
+
+def test_similarities_that_differ_beyond_float32_are_told_apart():
+    """A gallery packed so tightly that float32 cannot order it."""
+    rng = np.random.default_rng(0)
+    base = rng.standard_normal(64)
+    reference = base + 1e-3 * rng.standard_normal((300, 64))
+    query = base + 1e-3 * rng.standard_normal((50, 64))
+    labels = rng.integers(0, 300, 50)
+    ranks, _ = plain(query, reference, labels)
+    np.testing.assert_array_equal(positive_ranks(query, reference, labels, chunk=64), ranks)
+    assert len(np.unique(ranks)) > 10
+
+
+def test_more_queries_than_gallery_and_small_galleries():
+    rng = np.random.default_rng(1)
+    reference, labels = rng.standard_normal((20, 8)), rng.integers(0, 20, 90)
+    query = reference[labels] + rng.standard_normal((90, 8))
+    _, expected = plain(query, reference, labels)
+    assert retrieval_metrics(query, reference, labels) == pytest.approx(expected)
+    assert expected["R@1%"] == expected["R@1"]  # of fewer than 200 items, 1 % is one
+
+
+def test_one_percent_counts_whole_items():
+    """Positives at rank 2 of 299 are inside R@5 and outside R@1%; of 300 they are inside both."""
+    for m, share in ((299, 0.0), (300, 100.0)):
+        angles = np.linspace(0, 1, m)
+        reference = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+        found = retrieval_metrics(np.array([[1.0, 0.0]]), reference, np.array([2]))
+        assert found["R@1%"] == share and found["R@5"] == 100.0 and found["R@1"] == 0.0
+
+
+def test_hit_leaves_semi_positives_out_and_cover_asks_for_the_best_tile():
+    reference = np.array([[1, 0.3], [1, 0.1], [1, 0.2], [1, 1.0]])
+    query, labels = np.array([[1.0, 0.0]]), np.array([0])
+    alone = retrieval_metrics(query, reference, labels, np.array([[-1, -1, -1]]))
+    assert alone["R@1"] == alone["Hit"] == alone["Hit (top-1 covers)"] == 0
+    one = retrieval_metrics(query, reference, labels, np.array([[1, -1, -1]]))
+    assert one["Hit"] == 0 and one["Hit (top-1 covers)"] == 100  # the best covers, a stranger outranks the positive
+    both = retrieval_metrics(query, reference, labels, np.array([[1, 2, 2]]))
+    assert both["Hit"] == 100 and both["R@1"] == 0
+
+
+def test_a_part_of_the_queries_gives_its_ranks():
+    rng = np.random.default_rng(3)
+    reference, labels = rng.standard_normal((50, 9)), rng.integers(0, 50, 31)
+    query, semi = rng.standard_normal((31, 9)), rng.integers(0, 50, (31, 3))
+    whole = rank_queries(query, reference, labels, semi)
+    parts = [rank_queries(query, reference, labels, semi, rows=rows) for rows in ((0, 7), (7, 8), (8, 31))]
+    for i in range(3):
+        np.testing.assert_array_equal(np.concatenate([part[i] for part in parts]), whole[i])
+
+
+def good():
+    rng = np.random.default_rng(0)
+    return rng.standard_normal((6, 4)), rng.standard_normal((6, 4)), np.arange(6)
+
+
+@pytest.mark.parametrize("side", [0, 1])
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda x: np.where(np.arange(6)[:, None] == 3, np.nan, x), "not finite"),
+        (lambda x: np.where(np.arange(6)[:, None] == 3, np.inf, x), "not finite"),
+        (lambda x: np.where(np.arange(6)[:, None] == 3, 0, x), "zero vector"),
+        (lambda x: np.ones_like(x), "collapsed"),
+        (lambda x: np.outer(np.arange(1, 7), np.ones(4)), "collapsed"),  # one direction, whatever the lengths
+        (lambda x: 1 + 1e-8 * x, "collapsed"),
+        (lambda x: x[0], "shape"),
+        (lambda x: x[:0], "shape"),
+    ],
+)
+def test_descriptors_that_must_not_be_scored_are_refused(side, spoil, message):
+    sides = list(good())
+    sides[side] = spoil(sides[side])
+    with pytest.raises(DescriptorError, match=message):
+        retrieval_metrics(*sides)
+    with pytest.raises(DescriptorError, match=message):
+        positive_ranks(*(torch.as_tensor(x) for x in sides))
+
+
+@pytest.mark.parametrize("labels", [np.arange(1, 7), np.arange(6) - 1, np.arange(5), np.arange(6) / 2])
+def test_labels_that_do_not_fit_are_refused(labels):
+    query, reference, _ = good()
+    with pytest.raises(DescriptorError):
+        retrieval_metrics(query, reference, labels)
+
+
+def test_sides_of_different_width_are_refused():
+    query, reference, labels = good()
+    with pytest.raises(DescriptorError, match="expected equal"):
+        retrieval_metrics(query[:, :3], reference, labels)
+
+
+def test_read_only_memory_maps_are_scored_as_they_are(tmp_path):
+    query, reference, labels = good()
+    np.save(tmp_path / "r.npy", reference.astype(np.float16))
+    mapped = np.load(tmp_path / "r.npy", mmap_mode="r")
+    assert retrieval_metrics(query, mapped, labels) == retrieval_metrics(query, np.array(mapped), labels)

@@ -1,0 +1,161 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from model import FeatureRecombination, FRGeo
+from utils.errors import UserError
+
+SIZES = {"ground_size": (32, 128), "aerial_size": (64, 64)}
+
+
+def small(**kwargs):
+    torch.manual_seed(0)
+    return FRGeo(**{"arch": "test_convnext", **SIZES, **kwargs})
+
+
+def test_regions_follow_the_compass():
+    """A mark in one compass quadrant shows in the same region of both views."""
+    ground, aerial = FeatureRecombination("ground"), FeatureRecombination("aerial")
+    places = {0: (slice(4, 8), slice(0, 4)), 1: (slice(0, 4), slice(0, 4)), 2: (slice(0, 4), slice(4, 8))}
+    places[3] = (slice(4, 8), slice(4, 8))  # SW, NW, NE, SE as (rows, columns) with north up
+    for region, (rows, columns) in places.items():
+        panorama, tile = torch.zeros(1, 1, 4, 16), torch.zeros(1, 1, 8, 8)
+        panorama[..., 4 * region : 4 * region + 4] = 1  # S..W, W..N, N..E, E..S from left to right
+        tile[..., rows, columns] = 1
+        expected = torch.nn.functional.one_hot(torch.tensor(region), 4).float()[None, :, None]
+        assert torch.equal(ground(panorama), expected)
+        assert torch.equal(aerial(tile), expected)
+
+
+@settings(deadline=None, max_examples=60)
+@given(h=st.integers(1, 9), w=st.integers(4, 23), view=st.sampled_from(["ground", "aerial"]))
+def test_regions_are_plain_averages_with_cuts_at_integer_quotients(h, w, view):
+    h = max(h, 2) if view == "aerial" else h
+    x = np.random.default_rng(h * 100 + w).standard_normal((2, 3, h, w))
+    if view == "ground":
+        c = w // 4
+        parts = [x[..., :c], x[..., c : 2 * c], x[..., 2 * c : 3 * c], x[..., 3 * c :]]
+    else:
+        r, c = h // 2, w // 2
+        parts = [x[..., r:, :c], x[..., :r, :c], x[..., :r, c:], x[..., r:, c:]]
+    expected = np.stack([p.mean((-2, -1)) for p in parts], axis=1)
+    np.testing.assert_allclose(FeatureRecombination(view)(torch.from_numpy(x)).numpy(), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize(("view", "shape"), [("ground", (4, 3)), ("aerial", (1, 8)), ("aerial", (8, 1))])
+def test_a_map_too_small_for_four_regions_is_refused(view, shape):
+    with pytest.raises(ValueError, match="use a"):
+        FeatureRecombination(view)(torch.zeros(1, 2, *shape))
+
+
+def test_the_view_is_told_not_guessed():
+    """A square ground map is still cut into strips."""
+    x = torch.randn(1, 2, 8, 8)
+    strips = torch.stack([x[..., i : i + 2].mean((-2, -1)) for i in (0, 2, 4, 6)], dim=1)
+    torch.testing.assert_close(FeatureRecombination("ground")(x), strips)
+    with pytest.raises(ValueError, match="view"):
+        FeatureRecombination("map")
+
+
+@pytest.mark.parametrize(
+    ("arch", "width"),
+    [
+        ("test_convnext", 64),
+        ("test_vit", 64),
+        ("resnet10t", 512),
+        ("convnextv2_atto", 320),
+        ("deit_tiny_patch16_224", 192),
+    ],
+)
+@pytest.mark.parametrize("share", [False, True])
+def test_networks_yield_descriptors_and_use_every_weight(arch, width, share):
+    sizes = {"ground_size": (64, 256), "aerial_size": (128, 128)}
+    model = small(arch=arch, share=share, **sizes)
+    q, k = model(torch.randn(2, 3, 64, 256), torch.randn(2, 3, 128, 128))
+    assert q.shape == k.shape == (2, 4 * width) and model.dim == 4 * width
+    (q.sum() + (k * torch.randn_like(k)).sum()).backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
+    separate = sum(p.numel() for p in model.query_net.parameters())
+    assert sum(p.numel() for p in model.parameters()) == (separate if share else pytest.approx(2 * separate, rel=0.1))
+
+
+def test_global_average_is_the_mean_over_the_map():
+    model = small(pool="gap").eval()
+    assert model.dim == 64
+    x = torch.randn(2, 3, 32, 128)
+    backbone = model.query_net.backbone
+    torch.testing.assert_close(model.query_net(x), backbone.norm(backbone(x).mean((-2, -1))))
+
+
+def test_descriptor_is_the_normalised_regions_in_order():
+    model = small().eval()
+    x = torch.randn(2, 3, 64, 64)
+    backbone = model.reference_net.backbone
+    m = backbone(x)  # (2, 64, 2, 2)
+    expected = torch.cat([backbone.norm(m[:, :, r, c]) for r, c in ((1, 0), (0, 0), (0, 1), (1, 1))], dim=1)
+    torch.testing.assert_close(model.reference_net(x), expected)
+
+
+def test_unknown_names_are_told():
+    with pytest.raises(UserError, match="no network of this name"):
+        small(arch="convnext_tinny")
+    with pytest.raises(ValueError, match="pool"):
+        small(pool="max")
+    with pytest.raises(ValueError, match="dataset"):
+        FRGeo(dataset="cvusa2")
+
+
+def test_pretrained_file_in_either_key_style(tmp_path):
+    """timm's names and Facebook's give the same network; a classifier in the file is left out."""
+    import timm
+
+    torch.manual_seed(5)
+    donor = timm.create_model("convnext_atto", num_classes=10)
+    with torch.no_grad():
+        for p in donor.parameters():
+            p.copy_(torch.randn_like(p) * 0.1)
+    state = donor.state_dict()
+    facebook = {}
+    for key, value in state.items():
+        key = key.replace("stem.", "downsample_layers.0.").replace("conv_dw", "dwconv").replace("mlp.fc", "pwconv")
+        for i in range(4):
+            key = key.replace(f"stages.{i}.blocks.", f"stages.{i}.").replace(
+                f"stages.{i}.downsample.", f"downsample_layers.{i}."
+            )
+        key = key.replace("head.norm", "norm").replace("head.fc", "head")
+        facebook[key] = value.reshape(value.shape[:2]) if "pwconv" in key and value.ndim == 4 else value
+    torch.save(state, tmp_path / "timm.pth")
+    torch.save({"model": facebook}, tmp_path / "facebook.pth")
+    a, b = (FRGeo(arch="convnext_atto", pretrained=tmp_path / f, **SIZES) for f in ("timm.pth", "facebook.pth"))
+    for (name, p), (_, q) in zip(a.state_dict().items(), b.state_dict().items(), strict=True):
+        assert torch.equal(p, q), name
+    assert torch.equal(a.query_net.backbone.norm.weight, state["head.norm.weight"])
+    assert torch.equal(a.reference_net.backbone.net.stem[0].weight, state["stem.0.weight"])
+
+
+def test_pretrained_files_that_do_not_fit_are_told(tmp_path):
+    torch.save({"stem.0.weight": torch.zeros(3)}, tmp_path / "wrong.pth")
+    with pytest.raises(UserError, match="missing"):
+        small(pretrained=tmp_path / "wrong.pth")
+    with pytest.raises(UserError, match="no such file"):
+        small(pretrained=tmp_path / "none.pth")
+    (tmp_path / "text.pth").write_text("hello")
+    with pytest.raises(UserError, match="cannot be read"):
+        small(pretrained=tmp_path / "text.pth")
+
+
+def test_weights_that_cannot_be_fetched_name_the_way_out(monkeypatch):
+    import timm
+
+    create = timm.create_model
+
+    def offline(name, pretrained=False, **kwargs):
+        if pretrained:
+            raise ConnectionError("no route to host")
+        return create(name, **kwargs)
+
+    monkeypatch.setattr("model.backbone.timm.create_model", offline)
+    with pytest.raises(UserError, match=r"convnext_tiny\.fb_in1k.*convnext_tiny_1k_224_ema\.pth.*--pretrained PATH"):
+        FRGeo(pretrained=True)

@@ -1,0 +1,201 @@
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dataset.mining import DescriptorMemory
+from dataset.sampler import MiningSampler
+from utils.errors import UserError
+
+DIM = 16
+
+
+def one_to_one(n):
+    return np.arange(n)[:, None]
+
+
+def vigor_ring(tiles, panoramas, seed=0):
+    """Panoramas on a ring of tiles: each is covered by four neighbouring ones, the first of them positive."""
+    start = np.random.default_rng(seed).integers(0, tiles, panoramas)
+    return (start[:, None] + np.arange(4)) % tiles
+
+
+def feed(sampler, seed=0):
+    """Give the memory a descriptor of every item."""
+    g = torch.Generator().manual_seed(seed)
+    first = torch.tensor([p[0] for p in sampler.panoramas_of])
+    q = torch.randn(sampler.items, DIM, generator=g)
+    sampler.update(first, q, 0.3 * q + torch.randn(sampler.items, DIM, generator=g))
+
+
+def false_negatives(tiles, batch):
+    rows = [set(tiles[p][tiles[p] >= 0]) for p in batch]
+    return [(i, j) for i in range(len(rows)) for j in range(i) if rows[i] & rows[j]]
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    n=st.integers(8, 90),
+    share=st.integers(2, 7),
+    world=st.integers(1, 3),
+    mining=st.booleans(),
+    ring=st.booleans(),
+    seed=st.integers(0, 999),
+)
+def test_every_batch_is_shared_exactly_and_holds_no_false_negative(n, share, world, mining, ring, seed):
+    tiles = vigor_ring(4 * n, 3 * n, seed) if ring else one_to_one(n)
+    if share * world > n // 2:
+        return
+    samplers = [
+        MiningSampler(tiles, share * world, 2 if ring else 1, mining, DIM, rank, world, seed) for rank in range(world)
+    ]
+    for epoch in range(3):
+        for sampler in samplers:
+            sampler.plan(epoch)
+        parts = [list(sampler) for sampler in samplers]
+        plan = samplers[0].epoch_plan
+        assert len(plan) == len(samplers[0]) > 0
+        for b, batch in enumerate(plan):
+            assert [p for part in parts for p in part[b]] == batch.tolist()
+            assert all(len(part[b]) == share for part in parts)
+            assert false_negatives(tiles, batch) == []
+        if epoch == 0 and mining:
+            for sampler in samplers:
+                feed(sampler, seed)
+
+
+def test_an_epoch_visits_every_item_and_the_tail_comes_first_in_the_next():
+    sampler = MiningSampler(one_to_one(23), 4)
+    seen = [p for batch in sampler.plan(0) for p in batch]
+    assert len(seen) == len(set(seen)) == 20
+    left = set(range(23)) - set(seen)
+    assert left <= set(sampler.plan(1)[0])
+    counts = Counter(p for epoch in range(2, 25) for batch in sampler.plan(epoch) for p in batch)
+    assert set(counts) == set(range(23)) and max(counts.values()) - min(counts.values()) <= 2
+
+
+def test_vigor_visits_every_tile_twice_with_varying_panoramas():
+    tiles = np.repeat(np.arange(30) * 10, 5)[:, None] + np.arange(4)  # 30 tiles, five panoramas each
+    sampler = MiningSampler(tiles, 5, visits=2)
+    shown = [p for batch in sampler.plan(0) for p in batch]
+    assert set(Counter(p // 5 for p in shown).values()) == {2}
+    assert len({p % 5 for p in shown}) == 5
+
+
+@pytest.mark.parametrize(("share", "world"), [(8, 1), (4, 2), (5, 2), (7, 1)])
+def test_half_of_a_mined_batch_are_hard_partners_on_the_same_process(share, world):
+    tiles, batch = one_to_one(200), share * world
+    samplers = [MiningSampler(tiles, batch, 1, True, DIM, rank, world) for rank in range(world)]
+    for sampler in samplers:
+        sampler.plan(0)
+        feed(sampler)
+        sampler.plan(1)
+    memory = samplers[0].memory
+    similarity = memory.ground @ memory.aerial.T
+    hard = [set(row.tolist()) for row in similarity.topk(100, dim=1).indices]
+    partners = share // 2
+    for sampler in samplers:
+        for own in sampler:
+            anchors, mined = own[: share - partners], own[share - partners :]
+            assert all(m in hard[a] for a, m in zip(anchors, mined, strict=False))
+    assert samplers[0].counts == {"mined": partners * world * (200 // batch), "random": 0, "short": 0}
+    # hard partners are harder than random pairs
+    pairs = [(o[i], o[share - partners + i]) for o in samplers[0] for i in range(partners)]
+    assert np.mean([similarity[a, m] for a, m in pairs]) > similarity.mean() + similarity.std() / 2
+
+
+def test_hard_lists_are_the_plain_argsort(monkeypatch):
+    monkeypatch.setattr("dataset.mining.POOL_BLOCK", 37)
+    monkeypatch.setattr("dataset.mining.ANCHOR_BLOCK", 11)
+    memory = DescriptorMemory(130, DIM)
+    g = torch.Generator().manual_seed(0)
+    memory.update(torch.arange(120), torch.randn(120, DIM, generator=g), 3 * torch.randn(120, DIM, generator=g))
+    anchors = torch.arange(5, 90, 2)
+    found = memory.hard_negatives(anchors, np.random.default_rng(0))
+    similarity = memory.ground[anchors] @ memory.aerial[:120].T  # the ten unseen items are nobody's candidates
+    assert torch.equal(found, similarity.argsort(dim=1, descending=True)[:, :100])
+    torch.testing.assert_close(memory.ground[:120].norm(dim=1), torch.ones(120))
+
+    few = memory.hard_negatives(anchors, np.random.default_rng(0), pool_size=50, neighbours=20)
+    pool = np.random.default_rng(0).choice(120, 50, replace=False)
+    order = (memory.ground[anchors] @ memory.aerial[pool].T).argsort(dim=1, descending=True)[:, :20]
+    assert torch.equal(few, torch.from_numpy(pool)[order])
+
+
+def test_items_not_seen_yet_are_not_mined():
+    sampler = MiningSampler(one_to_one(40), 4, mining=True, dim=DIM)
+    sampler.plan(0)
+    sampler.update(torch.arange(10), torch.randn(10, DIM), torch.randn(10, DIM))
+    hard = sampler.memory.hard_negatives(torch.arange(10), np.random.default_rng(0))
+    assert hard.shape == (10, 10) and hard.max() < 10
+    sampler.plan(1)
+    assert len(sampler) == 10 and sampler.counts["random"] > 0
+
+
+def test_an_interrupted_plan_sequence_continues_the_same():
+    tiles = vigor_ring(120, 300)
+
+    def fresh():
+        return MiningSampler(tiles, 6, 2, True, DIM, seed=9)
+
+    straight = fresh()
+    for epoch in range(3):
+        straight.plan(epoch)
+        feed(straight, epoch)
+    state = straight.state_dict()
+    state = {k: {n: t.clone() for n, t in v.items()} if isinstance(v, dict) else v for k, v in state.items()}
+    resumed = fresh()
+    resumed.load_state_dict(state)
+    for epoch in (3, 4):
+        np.testing.assert_array_equal(straight.plan(epoch), resumed.plan(epoch))
+        feed(straight, epoch)
+        feed(resumed, epoch)
+    with pytest.raises(UserError, match="this training set has"):
+        MiningSampler(one_to_one(50), 6, 1, True, DIM).load_state_dict(state)
+
+
+def test_plans_depend_on_the_seed_and_the_epoch():
+    plans = [MiningSampler(one_to_one(60), 6, seed=seed).plan(epoch).tolist() for seed in (0, 1) for epoch in (0, 1)]
+    assert len({str(plan) for plan in plans}) == 4
+    assert plans[0] == MiningSampler(one_to_one(60), 6, seed=0).plan(0).tolist()
+
+
+def test_the_released_guard_lets_false_negatives_in_and_ours_does_not():
+    """A ring of 127 tiles, as small as overlap gets in a test; both guards see the same memory."""
+    tiles = vigor_ring(127, 400)
+    found = {}
+    for guard in ("release", "strict"):
+        sampler = MiningSampler(tiles, 8, 2, True, DIM, seed=1, guard=guard)
+        sampler.plan(0)
+        feed(sampler)
+        found[guard] = sum(bool(false_negatives(tiles, batch)) for batch in sampler.plan(1))
+        assert len(sampler) > 10
+    assert found["strict"] == 0 and found["release"] > 5
+
+
+@pytest.mark.parametrize("mining", [False, True])
+def test_heavy_overlap_ends_and_is_counted(mining):
+    """Twelve tiles in a ring hold three places that share none; batches shrink to what fits, and planning ends."""
+    tiles = vigor_ring(12, 60)
+    sampler = MiningSampler(tiles, 16, 2, mining, DIM)
+    assert 2 <= sampler.batch_size <= 3
+    for epoch in range(4):
+        plan = sampler.plan(epoch)
+        assert len(plan) >= 1
+        assert all(false_negatives(tiles, batch) == [] for batch in plan)
+        if mining:
+            feed(sampler, epoch)
+        assert len(sampler.queue) <= 4 * 2 * sampler.items
+
+
+def test_sets_and_batches_that_cannot_be_are_told():
+    with pytest.raises(UserError, match="multiple of 3"):
+        MiningSampler(one_to_one(30), 8, rank=0, world_size=3)
+    with pytest.raises(UserError, match="at least 4"):
+        MiningSampler(one_to_one(3), 8, rank=0, world_size=2)
+    assert MiningSampler(one_to_one(9), 32, rank=0, world_size=2).batch_size == 8
+    with pytest.raises(RuntimeError, match="plan"):
+        next(iter(MiningSampler(one_to_one(30), 8)))

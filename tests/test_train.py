@@ -1,0 +1,248 @@
+"""Whole runs through train.main."""
+
+import json
+import logging
+
+import make_data
+import numpy as np
+import pytest
+import torch
+
+import train
+from utils.checkpoint import load_checkpoint
+
+ADAMW = ["--op", "adamw", "--lr", "0.001", "--wd", "0.03", "--batch-size", "8"]
+ASAM = [
+    "--op",
+    "sam",
+    "--asam",
+    "--rho",
+    "0.5",
+    "--lr",
+    "0.001",
+    "--wd",
+    "0.03",
+    "--batch-size",
+    "8",
+    "--mining",
+    "--cos",
+]
+METRICS = ["R@1", "R@5", "R@10", "R@1%"]
+
+
+def flags(root, out, dataset="cvusa"):
+    return ["--dataset", dataset, "--data-root", str(root), "--save_path", str(out), *make_data.SMALL]
+
+
+def weights(path):
+    return load_checkpoint(path)["state_dict"]
+
+
+@pytest.fixture(scope="module")
+def easy(tmp_path_factory):
+    """A CVUSA root whose training pairs are its validation pairs: a model that learns finds every one."""
+    root = make_data.write_cvusa(tmp_path_factory.mktemp("easy"), train=12, val=1)
+    (root / "splits/val-19zl.csv").write_text((root / "splits/train-19zl.csv").read_text())
+    return root
+
+
+@pytest.mark.parametrize(
+    ("optimiser", "recall"), [(ADAMW, 100), (ASAM, 100), (["--op", "adam", "--lr", "1e-3"], 100), (["--op", "sgd"], 50)]
+)
+def test_training_learns_and_writes_every_file(easy, tmp_path, optimiser, recall):
+    out = tmp_path / "deep" / "run"
+    metrics = train.main([*flags(easy, out), *optimiser, "--epochs", "25", "--eval-every", "25", "-b", "12"])
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == list(range(1, 26))
+    assert lines[-1]["loss"] < 0.5 * lines[0]["loss"]
+    assert lines[-1]["positive_similarity"] > lines[-1]["negative_similarity"] + 0.2
+    assert metrics["R@1"] == lines[-1]["R@1"] >= recall
+    record = json.loads((out / "metrics.json").read_text())
+    assert record | metrics == record
+    assert {k: record[k] for k in ("queries", "gallery", "missing_pairs", "epoch", "dataset", "split")} == {
+        "queries": 12, "gallery": 12, "missing_pairs": 0, "epoch": 25, "dataset": "cvusa", "split": "val",
+    }  # fmt: skip
+    assert json.loads((out / "args.json").read_text())["seed"] == 3
+    log = (out / "log.txt").read_text()
+    for text in ("torch 2", "arguments:", "device: cpu", "12 queries", "images/s", "positive", "lr", "R@1 "):
+        assert text in log
+    state = load_checkpoint(out / "checkpoint.pth.tar")
+    assert (
+        state["epoch"] == 25
+        and state["best_acc1"] == metrics["R@1"]
+        and state["optimizer"]["state"]
+        and state["sampler"]
+    )
+    assert "optimizer" not in load_checkpoint(out / "model_best.pth.tar")
+    assert not list(out.glob("*.partial"))
+
+
+def test_evaluation_reproduces_training_and_saves_descriptors(easy, tmp_path):
+    out = tmp_path / "run"
+    trained = train.main([*flags(easy, out), *ADAMW, "--epochs", "3"])
+    args_before = (out / "args.json").read_bytes()
+    # arch, pool and sizes come from the checkpoint
+    plain = ["--dataset", "cvusa", "--data-root", str(easy), "--save_path", str(out), "--workers", "0", "-e"]
+    found = train.main([*plain, "--weights", str(out / "checkpoint.pth.tar")])
+    assert found == trained
+    record = json.loads((out / "metrics.json").read_text())
+    assert record["weights"].endswith("checkpoint.pth.tar") and record["epoch"] == 3
+    q, r = (np.load(out / f"{name}_global_descriptor.npy") for name in ("grd", "sat"))
+    assert q.shape == r.shape == (12, 256) and q.dtype == np.float32
+    q, r = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (q.astype(float), r.astype(float)))
+    s = q @ r.T
+    assert found["R@1"] == pytest.approx(100 * np.mean((s > np.diag(s)[:, None]).sum(1) == 0))
+    assert (out / "args.json").read_bytes() == args_before
+    train.main(plain)
+    assert json.loads((out / "metrics.json").read_text())["weights"].endswith("model_best.pth.tar")
+
+
+@pytest.mark.parametrize("dataset", ["cvusa", "cvact", "vigor", "pairs"])
+def test_every_layout_trains_with_mining(roots, tmp_path, dataset):
+    metrics = train.main([*flags(roots[dataset], tmp_path, dataset), *ASAM, "--epochs", "2"])
+    names = [*METRICS, "Hit", "Hit (top-1 covers)"] if dataset == "vigor" else METRICS
+    assert list(metrics) == names
+    assert metrics["R@1"] <= metrics["R@5"] <= metrics["R@10"] <= 100
+    if dataset == "vigor":
+        assert metrics["R@1"] <= metrics["Hit"] <= 100
+    assert "hard partners" in (tmp_path / "log.txt").read_text()
+
+
+@pytest.mark.parametrize("optimiser", [ADAMW, ASAM])
+def test_a_resumed_run_ends_as_if_never_stopped(roots, tmp_path, optimiser):
+    """Bit for bit: weights, moments, mining memory, order of the batches, angles of view."""
+    common = [*optimiser, "--epochs", "4", "--fov", "270", "--ground-size", "32", "256", "--eval-every", "2"]
+    train.main([*flags(roots["cvusa"], tmp_path / "straight"), *common])
+    out = tmp_path / "stopped"
+
+    class StopError(Exception):
+        pass
+
+    def stop_after_two(self, line, is_best, **state):
+        save(self, line, is_best, **state)
+        if line["epoch"] == 2:
+            raise StopError
+
+    save = train.RunFiles.save_epoch
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train.RunFiles, "save_epoch", stop_after_two)
+        with pytest.raises(StopError):
+            train.main([*flags(roots["cvusa"], out), *common])
+    train.main([*flags(roots["cvusa"], out), *common, "--resume", str(out / "checkpoint.pth.tar")])
+    a, b = weights(tmp_path / "straight" / "checkpoint.pth.tar"), weights(out / "checkpoint.pth.tar")
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    history = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in history] == [1, 2, 3, 4]
+    straight = [json.loads(line) for line in (tmp_path / "straight" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["loss"] for line in history] == [line["loss"] for line in straight]
+
+
+def test_seeds_decide_a_run(roots, tmp_path):
+    for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
+        train.main([*flags(roots["cvusa"], tmp_path / name), *ADAMW, "--epochs", "1", "--seed", seed])
+    a, b, c = (weights(tmp_path / name / "checkpoint.pth.tar") for name in "abc")
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    assert not all(torch.equal(a[k], c[k]) for k in a)
+
+
+def test_learning_rates_follow_the_schedule(roots, tmp_path):
+    run = [*flags(roots["cvusa"], tmp_path / "cos"), *ADAMW, "--epochs", "4", "--eval-every", "4"]
+    train.main([*run, "--cos"])
+    rates = [json.loads(line)["lr"] for line in (tmp_path / "cos" / "metrics.jsonl").read_text().splitlines()]
+    assert rates == pytest.approx([1e-3 * 0.5 * (1 + np.cos(np.pi * e / 4)) for e in range(4)])
+    train.main([*run, "--save_path", str(tmp_path / "steps"), "--schedule", "1", "3"])
+    rates = [json.loads(line)["lr"] for line in (tmp_path / "steps" / "metrics.jsonl").read_text().splitlines()]
+    assert rates == pytest.approx([1e-3, 1e-4, 1e-4, 1e-5])
+
+
+def test_an_earlier_run_is_moved_aside_not_overwritten(roots, tmp_path):
+    for seed in ("1", "2", "3"):
+        train.main([*flags(roots["cvusa"], tmp_path), *ADAMW, "--epochs", "1", "--seed", seed])
+    seeds = [
+        json.loads((folder / "args.json").read_text())["seed"]
+        for folder in (tmp_path / "previous-1", tmp_path / "previous-2", tmp_path)
+    ]
+    assert seeds == [1, 2, 3]
+    assert load_checkpoint(tmp_path / "previous-1" / "model_best.pth.tar")["epoch"] == 1
+
+
+def test_tuples_give_the_same_loss_on_one_process(roots, tmp_path):
+    """Batches of 8 in tuples of 4 are learned differently from tuples of 8."""
+    for name, more in (("whole", []), ("tuples", ["--tuple-size", "4"])):
+        train.main([*flags(roots["cvusa"], tmp_path / name), *ADAMW, "--epochs", "1", *more])
+    losses = [json.loads((tmp_path / n / "metrics.jsonl").read_text())["loss"] for n in ("whole", "tuples")]
+    assert losses[0] > losses[1] > 0.5 * losses[0]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["--share"],
+        ["--pool", "gap", "--dim", "64"],
+        ["--arch", "test_vit"],
+        ["--fov", "180"],
+        ["--loss", "soft-triplet"],
+        ["--alpha", "20"],
+        ["--deterministic"],
+        ["--print-freq", "1"],
+    ],
+)
+def test_options_run(roots, tmp_path, more):
+    more = [*more, "--ground-size", "64", "256"] if "--fov" in more else more
+    metrics = train.main([*flags(roots["cvusa"], tmp_path), *ADAMW, "--epochs", "1", *more])
+    assert 0 <= metrics["R@1"] <= 100
+    torch.use_deterministic_algorithms(False)
+
+
+def test_training_can_start_from_weights_and_evaluate_what_they_hold(roots, tmp_path):
+    train.main([*flags(roots["cvusa"], tmp_path / "a"), *ADAMW, "--epochs", "1"])
+    best = tmp_path / "a" / "model_best.pth.tar"
+    metrics = train.main(
+        [
+            *flags(roots["cvusa"], tmp_path / "b"),
+            "--op",
+            "sgd",
+            "--lr",
+            "0",
+            "--epochs",
+            "1",
+            "-b",
+            "8",
+            "--weights",
+            str(best),
+            "--pretrained",
+            "imagenet",
+        ]
+    )
+    a, b = weights(best), weights(tmp_path / "b" / "checkpoint.pth.tar")
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    assert metrics == {
+        k: v for k, v in json.loads((tmp_path / "a" / "metrics.json").read_text()).items() if k in metrics
+    }
+
+
+def test_missing_pairs_are_logged_and_recorded(tmp_path):
+    root = make_data.write_cvusa(tmp_path / "data", train=12, val=6)
+    (root / "streetview/panos/0000015.jpg").unlink()
+    train.main([*flags(root, tmp_path / "run"), *ADAMW, "--epochs", "1"])
+    record = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert record["missing_pairs"] == 1 and record["queries"] == record["gallery"] == 5
+    assert "1 pairs left out" in (tmp_path / "run" / "log.txt").read_text()
+
+
+def test_a_diverged_run_stops_and_keeps_the_last_good_checkpoint(roots, tmp_path, capsys):
+    train.main([*flags(roots["cvusa"], tmp_path), *ADAMW, "--epochs", "1"])
+    good = weights(tmp_path / "checkpoint.pth.tar")
+    resume = ["--resume", str(tmp_path / "checkpoint.pth.tar"), "--epochs", "3", "--op", "adamw", "--lr", "1e30"]
+    with pytest.raises(SystemExit) as stop:
+        train.main([*flags(roots["cvusa"], tmp_path), "-b", "8", *resume])
+    assert stop.value.code == 2
+    assert "diverged" in capsys.readouterr().err
+    kept = weights(tmp_path / "checkpoint.pth.tar")
+    assert all(torch.equal(good[k], kept[k]) for k in good)
+
+
+def test_logging_leaves_no_handlers_behind(roots, tmp_path):
+    before = list(logging.getLogger().handlers)
+    train.main([*flags(roots["cvusa"], tmp_path), *ADAMW, "--epochs", "1"])
+    assert logging.getLogger().handlers == before
