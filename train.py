@@ -7,7 +7,6 @@ from utils.options import parse_args
 if __name__ == "__main__":
     parse_args()  # -h and a wrong flag are answered before torch is imported, which takes seconds
 
-import json
 import logging
 import math
 import secrets
@@ -16,7 +15,7 @@ from typing import NamedTuple
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader
 
 from criterion import SAM
 from criterion.build import build_loss, build_optimizer
@@ -26,11 +25,10 @@ from model.frgeo import build_model
 from utils import distributed
 from utils.checkpoint import load_checkpoint, load_weights, model_options
 from utils.errors import UserError
-from utils.launch import cores, launch
-from utils.logging import describe_metrics, progress_bar, start_logging, stop_logging, versions
-from utils.metrics import Ranks, rank_queries, summarise
+from utils.evaluation import evaluate, precision, to_device
+from utils.launch import launch, loader_workers
+from utils.logging import describe_metrics, log_setup, log_training, progress_bar, start_logging, stop_logging
 from utils.options import recorded, run_name, settle_model_options
-from utils.paper import PUBLISHED_TUPLE
 from utils.run_files import RunFiles
 from utils.seeding import loader_generator, seed_process, seed_worker, set_deterministic
 
@@ -54,7 +52,9 @@ def main(argv=None):
         print(f"train.py: {error.sentence()}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
-        print(f"train.py: interrupted; go on with --resume {args.save_path}/checkpoint.pth.tar", file=sys.stderr)
+        last = RunFiles(args.save_path).checkpoint
+        how = f"; go on with --resume {last}" if last.exists() and not args.evaluate else ""
+        print(f"train.py: interrupted{how}", file=sys.stderr)
         raise SystemExit(130) from None
     finally:
         stop_logging()
@@ -87,14 +87,17 @@ def run(args, device):
     told = load_weights(model, state) if state else {}
     model.to(device, memory_format=torch.channels_last)
     training = None if args.evaluate else prepare_training(args, model, datasets[0], device, state)
+    del state  # as large as model, moments and mining memory together
 
     # Every mistake that can be seen at the start has been told by now; from here on files are written.
     if distributed.is_main():
         files.open(fresh=not (args.evaluate or args.resume))
     distributed.barrier()
     start_logging(args.save_path)
-    log_setup(args, device, model, datasets, taken)
+    log_setup(recorded(args), device, model, datasets, taken)
     if args.evaluate:
+        if distributed.is_main():
+            files.keep_args(recorded(args))
         log.info("weights %s, epoch %s", source, told.get("epoch", "unknown"))
         return evaluate_and_record(model, datasets, args, device, files, source, told.get("epoch"))
     return train(model, datasets, training, args, device, files)
@@ -203,7 +206,7 @@ def train_one_epoch(network, loader, sampler, criterion, optimizer, args, device
     steps = len(loader)
     for step, (ground, aerial, index) in enumerate(progress_bar(loader, f"epoch {epoch + 1}"), start=1):
         ground, aerial = to_device(ground, device), to_device(aerial, device)
-        values, q, k = train_step(network, criterion, optimizer, ground, aerial)
+        values, q, k = train_step(network, criterion, optimizer, ground, aerial, precision(args, device))
         sampler.update(index, q, k)
         totals += values
         window += values
@@ -233,11 +236,12 @@ def train_one_epoch(network, loader, sampler, criterion, optimizer, args, device
     }
 
 
-def train_step(network, criterion, optimizer, ground, aerial):
+def train_step(network, criterion, optimizer, ground, aerial, autocast):
     """One step, plain or SAM. Returns (3,) loss and similarities at w, and the descriptors they come from."""
 
     def backward():
-        q, k = network(ground, aerial)
+        with autocast:
+            q, k = network(ground, aerial)
         loss, positive, negative = criterion(q, k)
         loss.backward()
         return torch.stack([loss, positive, negative]).detach().double(), q, k
@@ -280,42 +284,6 @@ def evaluate_and_record(model, datasets, args, device, files, weights, epoch):
     return metrics
 
 
-def evaluate(model, query, reference, args, device):
-    """Metrics of a model on a split, its forward passes and comparisons shared by all processes.
-
-    Returns:
-        (metrics, (query descriptors, reference descriptors)): a dict in percent, (N, dim) and (M, dim) float32.
-    """
-    model.eval()
-    q = extract(model.query_net, query, args, device, "queries")
-    r = extract(model.reference_net, reference, args, device, "gallery")
-    if device.type == "cuda":
-        r = r.to(device)
-    ranks = rank_queries(q, r, query.labels, query.semi_positives, rows=distributed.shard(len(q)))
-    columns = torch.stack([torch.from_numpy(column) for column in ranks if column is not None], dim=1)
-    columns = distributed.gather_rows(columns, len(q)).T.numpy()
-    return summarise(Ranks(*columns), len(r)), (q.numpy(), r.cpu().numpy())
-
-
-@torch.inference_mode()
-def extract(encoder, images, args, device, label):
-    """(rows, dim) float32 descriptors of a dataset, on the CPU of every process; each computes its part."""
-    start, stop = distributed.shard(len(images))
-    loader = DataLoader(
-        Subset(images, range(start, stop)),
-        batch_size=args.eval_batch_size,
-        num_workers=loader_workers(args),
-        pin_memory=device.type == "cuda",
-        worker_init_fn=seed_worker,
-    )
-    own = torch.empty(stop - start, encoder.dim)
-    done = 0
-    for image, _ in progress_bar(loader, label):
-        own[done : done + len(image)] = encoder(to_device(image, device)).float().cpu()
-        done += len(image)
-    return distributed.gather_rows(own, len(images))
-
-
 def set_learning_rate(optimizer, args, epoch):
     """Learning rate of an epoch: half a cosine down to 0 (`--cos`), or a tenth from each `--schedule` epoch on."""
     factor = (
@@ -340,54 +308,6 @@ def plan_epoch(sampler, epoch):
         )  # fmt: skip
     if counts["short"]:
         log.warning("epoch %d: %d batches left out, too few places without a common tile", epoch + 1, counts["short"])
-
-
-def log_setup(args, device, model, datasets, taken):
-    """Say what this run is made of."""
-    train_set, query, reference = datasets
-    log.info(versions())
-    log.info("arguments: %s", json.dumps(recorded(args)))
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    log.info("device: %s (%s), %d process(es)", device, name, distributed.world_size())
-    parameters = sum(p.numel() for p in model.parameters())
-    log.info("model: %s, %.2f M parameters, descriptors of %d numbers", args.arch, parameters / 1e6, model.dim)
-    for sentence in taken:
-        log.info("using %s", sentence)
-    log.info("%s: %d queries, gallery of %d", query.split, len(query), len(reference))
-    for part in (train_set, query):
-        if part is not None and part.missing:
-            log.warning("%s: %d pairs left out, files missing", part.split, part.missing)
-
-
-def log_training(args, training, train_set):
-    """Say what is trained on, and how many pairs one loss sees beside the published number."""
-    sampler, criterion, _, start, best = training
-    if args.resume:
-        log.info("resumed %s after epoch %d, best R@1 %.2f", args.resume, start, best)
-    log.info("training: %d pairs, %d places, %d batches an epoch", len(train_set), sampler.items, len(sampler))
-    if sampler.batch_size != args.batch_size:
-        log.warning(
-            "batches of %d: the training set has no room for --batch-size %d, its places without a common tile are "
-            "too few",
-            sampler.batch_size,
-            args.batch_size,
-        )
-    pairs = criterion.tuple_size or sampler.share * (distributed.world_size() if criterion.gather else 1)
-    published = PUBLISHED_TUPLE.get(args.dataset)
-    note = f"; the published numbers are those of {published}: --tuple-size {published}" if published else ""
-    log.info("loss over tuples of %d pairs%s", pairs, note if published != pairs else " (as published)")
-
-
-def loader_workers(args):
-    """Loader processes of this process: the node's share, never more than there are cores."""
-    here = int(distributed.world_size() / max(1, args.world_size)) if args.multiprocessing_distributed else 1
-    here = here if not distributed.under_torchrun() else distributed.local_world_size()
-    wanted = min(32, cores()) if args.workers is None else args.workers
-    return -(-wanted // here)
-
-
-def to_device(images, device):
-    return images.to(device, non_blocking=True, memory_format=torch.channels_last)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ HOMES = {
     "build_datasets": "dataset.build",
 }
 
-__all__ = ["CVACT", "CVUSA", "VIGOR", "Pairs", "build_datasets"]  # noqa: F822
+__all__ = ["CVACT", "CVUSA", "VIGOR", "Pairs", "build_datasets"]
 
 
 def __getattr__(name):

@@ -26,7 +26,6 @@ class DescriptorMemory:
     @torch.no_grad()
     def update(self, items, ground, aerial):
         """Store (n, dim) descriptors, un-normalised, of the (n,) items; no item twice in one call."""
-        items = items.to(self.seen.device)
         for memory, rows in ((self.ground, ground), (self.aerial, aerial)):
             memory.index_copy_(0, items, F.normalize(rows.float(), dim=1).to(memory.device))
         self.seen[items] = True

@@ -27,7 +27,8 @@ class MiningSampler(Sampler):
 
     Args:
         tiles: (N, T) int tiles that cover each panorama, the positive first, -1 for none (`PairDataset.tiles`).
-        batch_size: pairs of all processes together; lowered where the set has fewer places without a common tile.
+        batch_size: pairs of all processes together; lowered to a multiple of the processes, and where the set has
+            fewer places without a common tile.
         visits: times an epoch visits each item (VIGOR 2, else 1).
         mining: hard negatives from epoch 1 on; needs `dim`, the numbers in a descriptor.
         rank, world_size: whose share to yield; default: this process's.
@@ -40,7 +41,7 @@ class MiningSampler(Sampler):
     `update(indices, q, k)` feeds the memory after each forward pass.
 
     Raises:
-        UserError: the batch does not divide over the processes, or the set is too small for two pairs a process.
+        UserError: the batch, or the set, is too small for two pairs a process.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class MiningSampler(Sampler):
         self.queue = np.empty(0, dtype=np.int64)  # items still to be anchors
         self.epoch_plan, self.counts = None, {}
         self.memory = DescriptorMemory(self.items, dim, device) if mining and distributed.is_main() else None
+        self.item_of_on_device = torch.from_numpy(self.item_of).to(device)
 
     @property
     def share(self):
@@ -106,7 +108,7 @@ class MiningSampler(Sampler):
         rows = distributed.gather_to_main(rows)  # one collective a step; indices are exact in float32 below 2**24
         if self.memory is not None:
             dim = q.shape[1]
-            items = torch.from_numpy(self.item_of)[rows[:, -1].long().cpu()]
+            items = self.item_of_on_device[rows[:, -1].long()]
             self.memory.update(items, rows[:, :dim], rows[:, dim : 2 * dim])
 
     def state_dict(self):
@@ -131,20 +133,20 @@ class MiningSampler(Sampler):
         return max(1, self.items * self.visits // self.batch_size)
 
     def _fit(self, batch_size):
-        """The batch size, lowered where the set has fewer places that do not overlap."""
-        if batch_size % self.world_size:
-            raise UserError(
-                f"--batch-size {batch_size} cannot be shared evenly by {self.world_size} processes; "
-                f"give a multiple of {self.world_size}"
-            )
+        """The batch size, lowered to equal shares and to the places of the set that do not overlap."""
         room = self._disjoint_items(batch_size)
         fitting = room // self.world_size * self.world_size
+        if batch_size < 2 * self.world_size:
+            raise UserError(
+                f"--batch-size {batch_size} leaves {self.world_size} process(es) fewer than two pairs each; give at "
+                f"least {2 * self.world_size}"
+            )
         if fitting < 2 * self.world_size:
             raise UserError(
                 f"the training set has {self.items} places, {room} without a common tile; {self.world_size} "
                 f"process(es) need at least {2 * self.world_size}"
             )
-        return min(batch_size, fitting)
+        return fitting
 
     def _disjoint_items(self, wanted):
         """How many items without a common tile a greedy search finds, at most `wanted`."""

@@ -29,6 +29,7 @@ class Backbone(nn.Module):
         image_size: (H, W) in pixels; used by networks whose position embedding has a size.
         pretrained: False, True ("imagenet"), or the path of a file in timm's or Facebook's key style.
         any_size: let a position embedding follow the input (one network for both views).
+        layer_scale: value that random weights' layer scale starts with; None for the network's own.
 
     Shapes: (B, 3, H, W) -> (B, width, h, w).
 
@@ -36,9 +37,9 @@ class Backbone(nn.Module):
         width: channels of the feature map.  norm: the network's final LayerNorm, to be applied by the caller.
     """
 
-    def __init__(self, arch, image_size, pretrained=False, any_size=False):
+    def __init__(self, arch, image_size, pretrained=False, any_size=False, layer_scale=None):
         super().__init__()
-        net = _create(arch, image_size, pretrained, any_size)
+        net = _create(arch, image_size, pretrained, any_size, layer_scale)
         norm = _final_norm(net)
         net.prune_intermediate_layers(1, prune_norm=True, prune_head=True)
         for name in ("head", "fc_norm", "head_drop", "attn_pool"):
@@ -72,7 +73,7 @@ class Backbone(nn.Module):
             self.net.train(was_training)
 
 
-def _create(arch, image_size, pretrained, any_size):
+def _create(arch, image_size, pretrained, any_size, layer_scale):
     """A timm network with no classifier, its weights as asked."""
     name = arch.split(".")[0]
     if not timm.is_model(name):
@@ -95,6 +96,12 @@ def _create(arch, image_size, pretrained, any_size):
             f"--arch {arch} yields no feature map in timm {timm.__version__} (it lacks forward_intermediates); "
             "use a ConvNeXt, ViT, DeiT, Swin or ResNet"
         )
+    if layer_scale is not None:
+        scales = [p for key, p in net.named_parameters() if key.rsplit(".", 1)[-1] == "gamma" and p.ndim == 1]
+        if not scales:
+            raise UserError(f"--layer-scale: --arch {arch} has no layer scale; leave it out")
+        for scale in scales:
+            nn.init.constant_(scale, layer_scale)
     if pretrained:
         _load(net, arch, _imagenet_state(arch, kwargs) if pretrained is True else _file_state(net, pretrained))
     return net

@@ -42,6 +42,7 @@ class FRGeo(nn.Module):
         pool: "frm" (four compass quadrants) or "gap" (one global average, the baseline).
         share: one set of weights for both views.
         ground_size, aerial_size: (H, W) in pixels where they differ from the paper's.
+        layer_scale: value that random weights' layer scale starts with; None for the network's own.
 
     Attributes:
         query_net, reference_net: (B, 3, H, W) float -> (B, dim) un-normalised descriptors of the ground panorama
@@ -62,6 +63,7 @@ class FRGeo(nn.Module):
         share=False,
         ground_size=None,
         aerial_size=None,
+        layer_scale=None,
     ):
         super().__init__()
         if pool not in POOLS:
@@ -70,8 +72,8 @@ class FRGeo(nn.Module):
             raise ValueError(f"dataset is {dataset!r}; expected one of {', '.join(INPUT_SIZES)}")
         self.ground_size = tuple(ground_size or INPUT_SIZES[dataset].ground)
         self.aerial_size = tuple(aerial_size or INPUT_SIZES[dataset].aerial)
-        ground = Backbone(arch, self.ground_size, pretrained, any_size=share)
-        aerial = ground if share else Backbone(arch, self.aerial_size, pretrained)
+        ground = Backbone(arch, self.ground_size, pretrained, share, layer_scale)
+        aerial = ground if share else Backbone(arch, self.aerial_size, pretrained, layer_scale=layer_scale)
         regions = FeatureRecombination if pool == "frm" else GlobalAverage
         self.query_net = Encoder(ground, regions("ground"), self.ground_size)
         self.reference_net = Encoder(aerial, regions("aerial"), self.aerial_size)
@@ -98,6 +100,7 @@ def build_model(args, pretrained=False):
             share=args.share,
             ground_size=(height, width * (args.fov or 360) // 360),
             aerial_size=args.aerial_size,
+            layer_scale=args.layer_scale,
         )
     except ValueError as error:
         raise UserError(f"{error} (--ground-size, --fov, --aerial-size)") from error

@@ -148,13 +148,12 @@ def test_two_processes_train_with_mining_and_write_every_file(trained):
 
 def test_evaluation_by_two_processes_equals_one(trained, roots, tmp_path):
     weights = ["-e", "--weights", str(trained[0] / "checkpoint.pth.tar")]
-    for dataset in ("cvusa",):
-        one = train.main(flags(roots[dataset], tmp_path / "one", *weights))
-        two = train.main(flags(roots[dataset], tmp_path / "two", *weights, *TWO))
-        assert one == two == trained[1]
-        for name in ("grd_global_descriptor.npy", "sat_global_descriptor.npy"):
-            a, b = np.load(tmp_path / "one" / name), np.load(tmp_path / "two" / name)
-            np.testing.assert_allclose(a, b, atol=1e-5)
+    one = train.main(flags(roots["cvusa"], tmp_path / "one", *weights))
+    two = train.main(flags(roots["cvusa"], tmp_path / "two", *weights, *TWO))
+    assert one == two == trained[1]
+    for name in ("grd_global_descriptor.npy", "sat_global_descriptor.npy"):
+        a, b = np.load(tmp_path / "one" / name), np.load(tmp_path / "two" / name)
+        np.testing.assert_allclose(a, b, atol=1e-5)
 
 
 def test_gathered_batches_train_as_one_process_does(roots, tmp_path):
@@ -179,11 +178,12 @@ def test_torchrun(roots, tmp_path):
         str(REPO / "train.py"),
     ]
     done = subprocess.run(
-        [*command, *flags(roots["cvusa"], tmp_path, *RECIPE, "--epochs", "2")],
+        [*command, *flags(roots["cvusa"], tmp_path, *RECIPE, "--epochs", "2", "--share", "-b", "9")],
         env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "2 process(es)" in (tmp_path / "log.txt").read_text()
+    log = (tmp_path / "log.txt").read_text()
+    assert "2 process(es)" in log and "--batch-size 9 was lowered to 8" in log
     assert json.loads((tmp_path / "metrics.json").read_text())["epoch"] == 2
 
 
@@ -206,10 +206,10 @@ def test_two_nodes_of_one_process_each(roots, tmp_path):
 
 def test_mistakes_inside_processes_end_with_one_sentence(roots, tmp_path, capfd):
     with pytest.raises(SystemExit) as stop:
-        train.main(flags(roots["cvusa"], tmp_path / "r", *RECIPE, *TWO, "--batch-size", "7"))
+        train.main(flags(roots["cvusa"], tmp_path / "r", *RECIPE, *TWO, "--batch-size", "3"))
     assert stop.value.code == 2
     error = capfd.readouterr().err
-    assert "--batch-size 7 cannot be shared evenly by 2 processes; give a multiple of 2" in error
+    assert "--batch-size 3 leaves 2 process(es) fewer than two pairs each; give at least 4" in error
     assert "Traceback" not in error
 
 

@@ -159,3 +159,10 @@ def test_weights_that_cannot_be_fetched_name_the_way_out(monkeypatch):
     monkeypatch.setattr("model.backbone.timm.create_model", offline)
     with pytest.raises(UserError, match=r"convnext_tiny\.fb_in1k.*convnext_tiny_1k_224_ema\.pth.*--pretrained PATH"):
         FRGeo(pretrained=True)
+
+
+def test_layer_scale_is_set_where_there_is_one():
+    gammas = [p for name, p in small(layer_scale=0.25).named_parameters() if name.endswith("gamma")]
+    assert len(gammas) > 4 and all(bool((p == 0.25).all()) for p in gammas)
+    with pytest.raises(UserError, match="has no layer scale"):
+        small(arch="resnet10t", layer_scale=0.25)

@@ -192,8 +192,9 @@ def test_heavy_overlap_ends_and_is_counted(mining):
 
 
 def test_sets_and_batches_that_cannot_be_are_told():
-    with pytest.raises(UserError, match="multiple of 3"):
-        MiningSampler(one_to_one(30), 8, rank=0, world_size=3)
+    with pytest.raises(UserError, match="at least 6"):
+        MiningSampler(one_to_one(30), 5, rank=0, world_size=3)
+    assert MiningSampler(one_to_one(30), 8, rank=0, world_size=3).batch_size == 6
     with pytest.raises(UserError, match="at least 4"):
         MiningSampler(one_to_one(3), 8, rank=0, world_size=2)
     assert MiningSampler(one_to_one(9), 32, rank=0, world_size=2).batch_size == 8

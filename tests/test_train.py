@@ -185,6 +185,8 @@ def test_tuples_give_the_same_loss_on_one_process(roots, tmp_path):
         ["--alpha", "20"],
         ["--deterministic"],
         ["--print-freq", "1"],
+        ["--amp", "bf16"],
+        ["--layer-scale", "0.1"],
     ],
 )
 def test_options_run(roots, tmp_path, more):
@@ -227,7 +229,7 @@ def test_missing_pairs_are_logged_and_recorded(tmp_path):
     train.main([*flags(root, tmp_path / "run"), *ADAMW, "--epochs", "1"])
     record = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert record["missing_pairs"] == 1 and record["queries"] == record["gallery"] == 5
-    assert "1 pairs left out" in (tmp_path / "run" / "log.txt").read_text()
+    assert "1 pairs missing" in (tmp_path / "run" / "log.txt").read_text()
 
 
 def test_a_diverged_run_stops_and_keeps_the_last_good_checkpoint(roots, tmp_path, capsys):

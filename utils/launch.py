@@ -72,6 +72,14 @@ def cores():
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def loader_workers(args):
+    """Loader processes of this process: the node's share, never more than there are cores."""
+    here = int(distributed.world_size() / max(1, args.world_size)) if args.multiprocessing_distributed else 1
+    here = here if not distributed.under_torchrun() else distributed.local_world_size()
+    wanted = min(32, cores()) if args.workers is None else args.workers
+    return -(-wanted // here)
+
+
 def _processes(args):
     """Processes to start on this node."""
     gpus = torch.cuda.device_count() if torch.cuda.is_available() and args.device != "cpu" else 0

@@ -7,9 +7,11 @@ import sys
 from pathlib import Path
 
 from tqdm import tqdm
-from tqdm.contrib.logging import logging_redirect_tqdm
 
 from utils import distributed
+from utils.paper import PUBLISHED_TUPLE
+
+log = logging.getLogger(__name__)
 
 
 def start_logging(save_path=None):
@@ -69,12 +71,38 @@ def write_json(path, content):
     partial.replace(path)
 
 
-__all__ = [
-    "describe_metrics",
-    "logging_redirect_tqdm",
-    "progress_bar",
-    "start_logging",
-    "stop_logging",
-    "versions",
-    "write_json",
-]
+def log_setup(options, device, model, datasets, taken):
+    """Say what this run is made of."""
+    import torch
+
+    _, query, reference = datasets
+    log.info(versions())
+    log.info("arguments: %s", json.dumps(options))
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    log.info("device: %s (%s), %d process(es)", device, name, distributed.world_size())
+    parameters = sum(p.numel() for p in model.parameters())
+    log.info("model: %s, %.2f M parameters, descriptors of %d numbers", options["arch"], parameters / 1e6, model.dim)
+    for sentence in taken:
+        log.info("using %s", sentence)
+    log.info("%s: %d queries, gallery of %d, %d pairs missing", query.split, len(query), len(reference), query.missing)
+
+
+def log_training(args, training, train_set):
+    """Say what is trained on, and how many pairs one loss sees beside the published number."""
+    sampler, criterion, _, start, best = training
+    if args.resume:
+        log.info("resumed %s after epoch %d, best R@1 %.2f", args.resume, start, best)
+    log.info(
+        "training: %d pairs of %d places, %d pairs missing, %d batches of %d an epoch",
+        len(train_set), sampler.items, train_set.missing, len(sampler), sampler.batch_size,
+    )  # fmt: skip
+    if sampler.batch_size != args.batch_size:
+        log.warning(
+            "--batch-size %d was lowered to %d: it must divide over %d process(es) and fit the places without a "
+            "common tile",
+            args.batch_size, sampler.batch_size, distributed.world_size(),
+        )  # fmt: skip
+    pairs = criterion.tuple_size or sampler.share * (distributed.world_size() if criterion.gather else 1)
+    published = PUBLISHED_TUPLE.get(args.dataset)
+    note = f"; the published numbers are those of {published}: --tuple-size {published}" if published else ""
+    log.info("loss over tuples of %d pairs%s", pairs, note if published != pairs else " (as published)")

@@ -69,6 +69,11 @@ class RunFiles:
         except OSError as error:
             raise UserError(f"--save_path {self.folder} cannot be written to ({error}); give another folder") from error
 
+    def keep_args(self, args):
+        """Write args.json for an evaluation, unless a training has left its own."""
+        if not self.args.exists():
+            write_json(self.args, args)
+
     def start(self, args, first_epoch):
         """Write args.json and drop from metrics.jsonl the epochs that a resumed run will train again."""
         write_json(self.args, args)

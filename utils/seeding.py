@@ -1,5 +1,6 @@
 """One seed for a run; every process, epoch and loader worker gets numbers of its own from it."""
 
+import os
 import random
 
 import numpy as np
@@ -32,5 +33,7 @@ def loader_generator(seed, epoch=0, rank=0):
 
 def set_deterministic(deterministic):
     """Deterministic kernels only (slower), or the fastest that the device has."""
-    torch.use_deterministic_algorithms(deterministic, warn_only=False)
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # asked for by CUDA's matrix products
+    torch.use_deterministic_algorithms(deterministic)
     torch.backends.cudnn.benchmark = not deterministic

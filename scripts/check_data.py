@@ -1,0 +1,110 @@
+#!/usr/bin/env python
+"""Say what a copy of a data set holds, what is missing, and whether VIGOR's labels agree with its coordinates.
+
+python scripts/check_data.py --dataset vigor --data-root DIR [--labels corrected] [--no-images]
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+
+from utils.errors import UserError
+
+# Ground resolution of the tiles in metres per pixel (VIGOR paper; corrected: SliceMatch).
+RESOLUTION = {
+    "original": dict.fromkeys(("NewYork", "Seattle", "SanFrancisco", "Chicago"), 0.114),
+    "corrected": {"Chicago": 0.111, "NewYork": 0.113, "SanFrancisco": 0.118, "Seattle": 0.101},
+}
+EARTH_RADIUS = 6_378_137.0  # metres, WGS 84
+
+
+def label_errors(data):
+    """(N, 4) pixels between each label's camera position and the one the coordinates in the file names give."""
+    errors = np.empty(data.tiles.shape)
+    cache = {}
+    for i, (panorama, tiles) in enumerate(zip(data.ground, data.tiles, strict=True)):
+        city = _city(panorama)
+        _, lat, lng, _ = panorama.rsplit("/", 1)[1].split(",")
+        metres = RESOLUTION[data.label_version][city]
+        for column, tile in enumerate(tiles):
+            if tile not in cache:
+                cache[tile] = tuple(map(float, data.aerial[tile].rsplit("/", 1)[1][: -len(".png")].split("_")[1:]))
+            south = np.radians(cache[tile][0] - float(lat)) * EARTH_RADIUS / metres
+            west = np.radians(cache[tile][1] - float(lng)) * EARTH_RADIUS * np.cos(np.radians(float(lat))) / metres
+            errors[i, column] = np.abs(data.deltas[i, column] - (south, west)).max()
+    return errors
+
+
+def _city(path):
+    parts = path.split("/")
+    return parts[-3] if parts[-2] == "panorama" else parts[-2]
+
+
+def check_vigor(args):
+    from dataset.vigor import VIGOR
+    from utils.paper import VIGOR_CITIES
+
+    there = []
+    for city in VIGOR_CITIES:
+        try:
+            for split in VIGOR.splits:
+                VIGOR(args.data_root, split, labels=args.labels, cities=(city,), check_files=False)
+            there.append(city)
+        except UserError as error:
+            print(f"{city}: {str(error).splitlines()[0]}")
+    if not there:
+        raise UserError(f"--data-root {args.data_root} holds no city's {args.labels} same-area labels")
+    started = time.perf_counter()
+    splits = [
+        VIGOR(args.data_root, split, labels=args.labels, cities=tuple(there), check_files=not args.no_images)
+        for split in VIGOR.splits
+    ]
+    seconds = time.perf_counter() - started
+    for data in splits:
+        left = "" if args.no_images else f", {data.missing} left out (files missing)"
+        print(f"{data.split}: {len(data.ground)} panoramas of {', '.join(there)}, {len(data.aerial)} tiles{left}")
+    print(f"read in {seconds:.1f} s")
+    errors = np.concatenate([label_errors(data) for data in splits])
+    worst, share = errors.max(), 100 * np.mean(errors <= 6)
+    print(
+        f"labels against coordinates: median {np.median(errors):.1f} px, worst {worst:.1f} px, {share:.2f} % within 6 px"
+    )
+
+
+def check_one_to_one(args):
+    from dataset.build import LAYOUTS
+
+    layout = LAYOUTS[args.dataset]
+    for split in layout.splits:
+        try:
+            data = layout(args.data_root, split, check_files=not args.no_images)
+        except UserError as error:
+            if split == layout.splits[0]:
+                raise
+            print(f"{split}: {str(error).splitlines()[0]}")
+            continue
+        left = "" if args.no_images else f", {data.missing} left out (files missing)"
+        print(f"{split}: {len(data)} pairs{left}")
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dataset", required=True, choices=("cvusa", "cvact", "vigor", "pairs"))
+    parser.add_argument("--data-root", required=True)
+    parser.add_argument("--labels", default="original", choices=("original", "corrected"), help="VIGOR's labels")
+    parser.add_argument("--no-images", action="store_true", help="look at the lists only")
+    args = parser.parse_args(argv)
+    try:
+        check_vigor(args) if args.dataset == "vigor" else check_one_to_one(args)
+    except UserError as error:
+        print(f"check_data.py: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    main()

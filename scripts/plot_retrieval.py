@@ -1,0 +1,146 @@
+#!/usr/bin/env python
+"""Draw retrieval examples and the recall curve of an evaluated run.
+
+    python scripts/plot_retrieval.py SAVE_PATH [--data-root DIR] [--queries 6] [--failures]
+
+Reads what `train.py ... -e` left in SAVE_PATH: the descriptors, metrics.json and args.json. Writes, into SAVE_PATH or
+--out, retrieval.png (each query with its five most similar aerial images, the true one framed red, VIGOR's
+semi-positives green) and recall.png (share of queries whose positive is among the first k), each as PDF too.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+
+from utils.errors import UserError
+
+TOP = 5
+RED, GREEN, GREY = "#d62728", "#2ca02c", "#b0b0b0"
+
+
+def load_run(save_path, data_root=None):
+    """Descriptors (N, D) and (M, D), and the evaluation's query and gallery datasets."""
+    from dataset.build import build_datasets
+
+    folder = Path(save_path)
+    names = ("args.json", "metrics.json", "grd_global_descriptor.npy", "sat_global_descriptor.npy")
+    lacking = [name for name in names if not (folder / name).is_file()]
+    if lacking:
+        raise UserError(f"{folder} lacks {', '.join(lacking)}; run train.py -e with --save_path {folder} first")
+    args = json.loads((folder / "args.json").read_text(encoding="utf-8"))
+    args = SimpleNamespace(**args | {"data_root": data_root or args["data_root"], "evaluate": True})
+    _, query, reference = build_datasets(args)
+    descriptors = [np.load(folder / name) for name in names[2:]]
+    if (len(query), len(reference)) != tuple(map(len, descriptors)):
+        raise UserError(
+            f"{folder} holds descriptors of {len(descriptors[0])} queries and {len(descriptors[1])} gallery images, "
+            f"{args.data_root} has {len(query)} and {len(reference)}; give the --data-root of that evaluation"
+        )
+    return *(rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in descriptors), query, reference
+
+
+def choose(ranks, count, failures, seed):
+    """Queries to show: the worst ranked ones, or a random draw."""
+    if failures:
+        return np.argsort(-ranks, kind="stable")[:count]
+    return np.sort(np.random.default_rng(seed).choice(len(ranks), min(count, len(ranks)), replace=False))
+
+
+def draw_examples(q, r, query, reference, shown, ranks):
+    """A page: one row a query, the panorama and its TOP most similar tiles."""
+    import matplotlib.pyplot as plt
+
+    from dataset.base import read_image
+
+    figure, axes = plt.subplots(
+        len(shown), 1 + TOP, figsize=(13, 1.75 * len(shown)), width_ratios=[3.4] + [1] * TOP, squeeze=False
+    )
+    for row, i in zip(axes, shown, strict=True):
+        similarity = r @ q[i]
+        best = np.argsort(-similarity, kind="stable")[:TOP]
+        panorama = read_image(query.ground[i])
+        row[0].imshow(query.crop_ground(panorama), aspect="auto")
+        row[0].set_ylabel(f"rank {ranks[i] + 1}", fontsize=9)
+        for axis, j in zip(row[1:], best, strict=False):
+            axis.imshow(read_image(reference.aerial[j]))
+            axis.set_xlabel(f"{similarity[j]:.3f}", fontsize=8)
+            right = j == query.labels[i]
+            semi = query.semi_positives is not None and j in query.semi_positives[i]
+            for spine in axis.spines.values():
+                spine.set(color=RED if right else GREEN if semi else GREY, linewidth=4 if right or semi else 1)
+        for axis in row:
+            axis.set_xticks([])
+            axis.set_yticks([])
+    semi = ", semi-positives green" if query.semi_positives is not None else ""
+    axes[0][0].set_title(
+        f"query, and its {TOP} most similar aerial images (the true one framed red{semi})", fontsize=10
+    )
+    axes[0][0].title.set(x=0.0, ha="left")
+    figure.tight_layout(pad=0.6)
+    return figure
+
+
+def draw_recall(ranks, gallery, name):
+    """Recall over k, on a logarithmic axis, beside chance."""
+    import matplotlib.pyplot as plt
+
+    k = np.unique(np.geomspace(1, gallery, 200).astype(int))
+    figure, axis = plt.subplots(figsize=(6, 4))
+    axis.plot(k, [100 * np.mean(ranks < n) for n in k], color=RED, label=name)
+    axis.plot(k, 100 * k / gallery, color=GREY, linestyle="--", label="chance")
+    one_percent = max(1, gallery // 100)
+    for cut, label in ((1, "R@1"), (5, "R@5"), (10, "R@10"), (one_percent, "R@1%")):
+        if cut <= gallery and (label != "R@1%" or cut not in (1, 5, 10)):
+            value = 100 * np.mean(ranks < cut)
+            axis.plot(cut, value, "o", color=RED, markersize=4)
+            axis.annotate(f"{label} {value:.1f}", (cut, value), (6, -11), textcoords="offset points", fontsize=8)
+    axis.set(xscale="log", xlabel=f"k, of a gallery of {gallery:,}", ylabel="recall@k (%)", ylim=(0, 103))
+    axis.grid(alpha=0.3)
+    axis.legend(loc="lower right")
+    figure.tight_layout()
+    return figure
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("save_path", type=Path, help="folder of a run evaluated with -e")
+    parser.add_argument("--data-root", help="folder of the data (default: the one the run was given)")
+    parser.add_argument("--out", type=Path, help="folder to write to (default: SAVE_PATH)")
+    parser.add_argument("--queries", type=int, default=6, help="rows of the page (default: 6)")
+    parser.add_argument("--failures", action="store_true", help="show the queries whose positive is ranked worst")
+    parser.add_argument("--seed", type=int, default=0, help="of the draw of queries (default: 0)")
+    args = parser.parse_args(argv)
+    if args.queries < 1:
+        parser.error(f"--queries {args.queries}: expected at least 1")
+
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from utils.metrics import positive_ranks
+
+    try:
+        q, r, query, reference = load_run(args.save_path, args.data_root)
+    except UserError as error:
+        parser.error(str(error))
+    ranks = positive_ranks(q, r, query.labels)
+    out = args.out or args.save_path
+    out.mkdir(parents=True, exist_ok=True)
+    shown = choose(ranks, args.queries, args.failures, args.seed)
+    figures = {
+        "retrieval": draw_examples(q, r, query, reference, shown, ranks),
+        "recall": draw_recall(ranks, len(r), f"FRGeo, {query.name} {query.split}"),
+    }
+    for name, figure in figures.items():
+        for ending in ("png", "pdf"):
+            figure.savefig(out / f"{name}.{ending}", dpi=130)
+        print(f"wrote {out / name}.png and .pdf")
+
+
+if __name__ == "__main__":
+    main()

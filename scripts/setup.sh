@@ -1,0 +1,34 @@
+# Sourced by the other scripts: finds or makes an environment that satisfies a requirements file.
+#
+#   source scripts/setup.sh requirements.txt
+#
+# An active environment that satisfies the file is used as it is; else .venv in the repository is made (or completed).
+# Afterwards $PYTHON is the interpreter to use. Python >= 3.10.
+
+requirements=$1
+export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
+
+satisfied() { "$1" scripts/check_environment.py "$requirements" >/dev/null 2>&1; }
+
+PYTHON=$(command -v python3 || command -v python || true)
+if [ -z "$PYTHON" ]; then
+    echo "Python is not installed; install Python 3.10 or newer." >&2
+    exit 2
+fi
+if ! satisfied "$PYTHON"; then
+    if ! satisfied .venv/bin/python; then
+        echo "Setting up .venv with $requirements (torch is some GB; this takes minutes, once)."
+        [ -x .venv/bin/python ] || "$PYTHON" -m venv .venv || {
+            echo "A virtual environment could not be made; install Python's venv module, or activate an environment" \
+                "with $requirements." >&2
+            exit 2
+        }
+        # The tested versions where they can be had, else any that the requirements allow.
+        .venv/bin/python -m pip install --disable-pip-version-check -q -r "$requirements" -c constraints.txt ||
+            .venv/bin/python -m pip install --disable-pip-version-check -q -r "$requirements" || {
+            echo "The packages of $requirements could not be installed; see pip's words above." >&2
+            exit 2
+        }
+    fi
+    PYTHON="$PWD/.venv/bin/python"
+fi

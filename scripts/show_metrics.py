@@ -1,0 +1,36 @@
+#!/usr/bin/env python
+"""Print the metrics of an evaluated run beside chance: python scripts/show_metrics.py SAVE_PATH"""
+
+import json
+import sys
+from pathlib import Path
+
+HIT = ("Hit", "Hit (top-1 covers)")
+
+
+def chance(name, gallery):
+    """Percent that a random ranking of the gallery reaches."""
+    cut = {"R@1": 1, "R@5": 5, "R@10": 10, "R@1%": max(1, gallery // 100), "Hit": 1, "Hit (top-1 covers)": 4}[name]
+    return 100 * min(cut, gallery) / gallery
+
+
+def table(record):
+    """Markdown table of a metrics.json: measure, percent, chance."""
+    rows = [(name, record[name], chance(name, record["gallery"])) for name in ("R@1", "R@5", "R@10", "R@1%", *HIT)
+            if name in record]  # fmt: skip
+    width = max(len(name) for name, *_ in rows)
+    lines = [f"| {'':{width}} | this run | chance |", f"|{'-' * (width + 2)}|---------:|-------:|"]
+    lines += [f"| {name:{width}} | {value:6.2f} % | {luck:4.2f} % |" for name, value, luck in rows]
+    return "\n".join(lines)
+
+
+def main():
+    if len(sys.argv) != 2 or not (Path(sys.argv[1]) / "metrics.json").is_file():
+        sys.exit("usage: python scripts/show_metrics.py SAVE_PATH (a folder with metrics.json, written by train.py)")
+    record = json.loads((Path(sys.argv[1]) / "metrics.json").read_text(encoding="utf-8"))
+    print(f"{record['dataset']} {record['split']}: {record['queries']} queries, gallery of {record['gallery']}\n")
+    print(table(record))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""Descriptors of a split and their metrics, the work shared by all processes."""
+
+import torch
+from torch.utils.data import DataLoader, Subset
+
+from utils import distributed
+from utils.launch import loader_workers
+from utils.logging import progress_bar
+from utils.metrics import Ranks, rank_queries, summarise
+from utils.seeding import seed_worker
+
+
+def evaluate(model, query, reference, args, device):
+    """Metrics of a model on a split, its forward passes and comparisons shared by all processes.
+
+    Returns:
+        (metrics, (query descriptors, reference descriptors)): a dict in percent, (N, dim) and (M, dim) float32.
+    """
+    model.eval()
+    q = extract(model.query_net, query, args, device, "queries")
+    r = extract(model.reference_net, reference, args, device, "gallery")
+    if device.type == "cuda":
+        r = r.to(device)
+    ranks = rank_queries(q, r, query.labels, query.semi_positives, rows=distributed.shard(len(q)))
+    columns = torch.stack([torch.from_numpy(column) for column in ranks if column is not None], dim=1)
+    columns = distributed.gather_rows(columns, len(q)).T.numpy()
+    return summarise(Ranks(*columns), len(r)), (q.numpy(), r.cpu().numpy())
+
+
+@torch.inference_mode()
+def extract(encoder, images, args, device, label):
+    """(rows, dim) float32 descriptors of a dataset, on the CPU of every process; each computes its part."""
+    start, stop = distributed.shard(len(images))
+    loader = DataLoader(
+        Subset(images, range(start, stop)),
+        batch_size=args.eval_batch_size,
+        num_workers=loader_workers(args),
+        pin_memory=device.type == "cuda",
+        worker_init_fn=seed_worker,
+    )
+    own = torch.empty(stop - start, encoder.dim)
+    done = 0
+    for image, _ in progress_bar(loader, label):
+        with precision(args, device):
+            rows = encoder(to_device(image, device))
+        own[done : done + len(image)] = rows.float().cpu()
+        done += len(image)
+    return distributed.gather_rows(own, len(images))
+
+
+def to_device(images, device):
+    return images.to(device, non_blocking=True, memory_format=torch.channels_last)
+
+
+def precision(args, device):
+    """The autocast context of a run's forward passes: bfloat16 with `--amp bf16`, else float32."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=args.amp == "bf16")
