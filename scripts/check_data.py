@@ -71,9 +71,8 @@ def check_vigor(args):
     print(f"read in {seconds:.1f} s")
     errors = np.concatenate([label_errors(data) for data in splits])
     worst, share = errors.max(), 100 * np.mean(errors <= 6)
-    print(
-        f"labels against coordinates: median {np.median(errors):.1f} px, worst {worst:.1f} px, {share:.2f} % within 6 px"
-    )
+    print(f"labels against coordinates: median {np.median(errors):.1f} px, worst {worst:.1f} px, ", end="")
+    print(f"{share:.2f} % within 6 px")
 
 
 def check_one_to_one(args):
