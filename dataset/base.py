@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from dataset.transforms import crop_field_of_view, fov_angle, image_transform
+from dataset.transforms import crop_field_of_view, fov_angle, image_transform, turn_of, turn_pair
 from utils.errors import UserError
 from utils.paper import INPUT_SIZES
 
@@ -54,7 +54,8 @@ class PairDataset(Dataset):
         ground_size, aerial_size: network input (H, W) in pixels; default: the paper's.
         fov: horizontal field of view of the panoramas in degrees (0 or 360: all of it); the angle is random in
             training, fixed per (seed, index) otherwise.
-        seed: of the field-of-view angles.
+        augment: turn and mirror both views of a training pair together (`turn_pair`), anew in every epoch.
+        seed: of the angles.
         check_files: look for every file, drop what is missing and count it in `missing`.
 
     Attributes:
@@ -80,6 +81,7 @@ class PairDataset(Dataset):
         ground_size=None,
         aerial_size=None,
         fov=0,
+        augment=False,
         seed=0,
         check_files=True,
     ):
@@ -98,7 +100,7 @@ class PairDataset(Dataset):
         sizes = INPUT_SIZES[self.name]
         self.ground_transform = image_transform(ground_size or sizes.ground, self.crop_ground)
         self.aerial_transform = image_transform(aerial_size or sizes.aerial)
-        self.fov, self.seed = fov, seed
+        self.fov, self.augment, self.seed = fov, augment, seed
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # loader workers see it change
 
     # What a layout says of itself.
@@ -165,20 +167,22 @@ class PairDataset(Dataset):
         if self.view == "aerial":
             return View(self.load_aerial(index), index)
         if self.view == "ground":
-            return View(self.load_ground(index), index)
-        return Pair(self.load_ground(index), self.load_aerial(int(self.tiles[index, 0])), index)
+            return View(self._cut(self.load_ground(index), fov_angle(self.seed, index)), index)
+        ground, aerial, epoch = self.load_ground(index), self.load_aerial(int(self.tiles[index, 0])), int(self._epoch)
+        if self.augment:
+            ground, aerial = turn_pair(ground, aerial, *turn_of(self.seed, index, epoch))
+        return Pair(self._cut(ground, fov_angle(self.seed, index, epoch)), aerial, index)
 
     def load_ground(self, index):
-        """(3, H, W) float tensor of panorama `index`, its field of view cut where asked."""
-        image = self.ground_transform(read_image(self.ground[index]))
-        if self.fov in (0, 360):
-            return image
-        epoch = int(self._epoch) if self.view == "pair" else None
-        return crop_field_of_view(image, self.fov, fov_angle(self.seed, index, epoch))
+        """(3, H, W) float tensor of panorama `index`, all around."""
+        return self.ground_transform(read_image(self.ground[index]))
 
     def load_aerial(self, index):
         """(3, H, W) float tensor of tile `index`."""
         return self.aerial_transform(read_image(self.aerial[index]))
+
+    def _cut(self, ground, angle):
+        return ground if self.fov in (0, 360) else crop_field_of_view(ground, self.fov, angle)
 
     def _drop_missing(self, listing):
         """Leave out what is not on disk, by one listing of each folder; rows of `tiles` follow the gallery."""

@@ -12,7 +12,8 @@ def build_datasets(args):
     """Training pairs, queries and gallery of the run that `args` describes.
 
     Args:
-        args: parsed options: dataset, data_root, cross, vigor_labels, ground_size, aerial_size, fov, seed, evaluate.
+        args: parsed options: dataset, data_root, cross, vigor_labels, ground_size, aerial_size, fov, augment, seed,
+            evaluate.
 
     Returns:
         (train, query, reference): a `PairDataset` of view "pair" (None with `args.evaluate`), one of view "ground"
@@ -33,5 +34,5 @@ def build_datasets(args):
     evaluation_split = layout.splits[1]  # CVACT's is val, VIGOR's is test
     query = layout(args.data_root, evaluation_split, view="ground", **kwargs)
     reference = query.as_view("aerial")
-    train = None if args.evaluate else layout(args.data_root, "train", view="pair", **kwargs)
+    train = None if args.evaluate else layout(args.data_root, "train", view="pair", augment=args.augment, **kwargs)
     return train, query, reference

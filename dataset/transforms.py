@@ -38,6 +38,24 @@ def crop_field_of_view(image, fov, angle):
     return image.roll(shift, dims=-1)[..., : width * fov // 360]
 
 
+def turn_pair(ground, aerial, turns, mirror):
+    """The same place with the compass turned: both views stay aligned, pixel for pixel.
+
+    Args:
+        ground: (..., W) panorama, W a multiple of 4.  aerial: (..., S, S) image.
+        turns: quarter turns of the world, clockwise seen from above.  mirror: swap east and west, before turning.
+    """
+    if mirror:
+        ground, aerial = ground.flip(-1), aerial.flip(-1)
+    return ground.roll(turns * (ground.shape[-1] // 4), dims=-1), aerial.rot90(-turns, (-2, -1))
+
+
+def turn_of(seed, index, epoch):
+    """Quarter turns 0 .. 3 and whether to mirror, another draw in every epoch."""
+    number = int(np.random.default_rng((seed, index, epoch, 1)).integers(8))
+    return number % 4, number >= 4
+
+
 def fov_angle(seed, index, epoch=None):
     """Whole degrees 0 .. 359: another in every training epoch; without an epoch, fixed for (seed, index)."""
     key = (seed, index) if epoch is None else (seed, index, epoch + 1)

@@ -133,6 +133,8 @@ def test_mistakes_are_told_in_one_sentence(roots, capfd):
     assert "fewer than the 4 columns" in run("--fov", "140", "--ground-size", "32", "256")
     assert "cannot be cut into four quadrants" in run("--aerial-size", "32", "32")
     assert "not a whole number" in run("-b", "0")
+    assert "--augment turns by quarters" in run("--augment", "--aerial-size", "64", "96")
+    assert "--layer-scale is for random weights" in run("--layer-scale", "0.1", "--pretrained", "imagenet")
     assert "--tuple-size 3 does not divide" in run("--tuple-size", "3")
     assert "--device cuda:7" in run("--device", "cuda:7")
     assert "--device tpu" in run("--device", "tpu")

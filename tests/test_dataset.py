@@ -8,7 +8,7 @@ from PIL import Image
 from torchvision.transforms import functional as F
 
 from dataset import CVACT, CVUSA, VIGOR, Pairs, build_datasets
-from dataset.transforms import IMAGENET_MEAN, IMAGENET_STD, crop_field_of_view, fov_angle
+from dataset.transforms import IMAGENET_MEAN, IMAGENET_STD, crop_field_of_view, fov_angle, turn_of, turn_pair
 from utils.errors import UserError
 
 LAYOUTS = {"cvusa": CVUSA, "cvact": CVACT, "vigor": VIGOR, "pairs": Pairs}
@@ -214,7 +214,7 @@ def test_a_field_of_view_goes_around_the_seam():
 def test_build_datasets_gives_what_a_run_needs(roots, cross):
     args = SimpleNamespace(
         dataset="vigor", data_root=roots["vigor"], cross=cross, vigor_labels="original", ground_size=(32, 64),
-        aerial_size=(32, 32), fov=0, seed=1, evaluate=False,
+        aerial_size=(32, 32), fov=0, augment=False, seed=1, evaluate=False,
     )  # fmt: skip
     train, query, reference = build_datasets(args)
     assert train[0].ground.shape == (3, 32, 64) and query[0].image.shape == (3, 32, 64)
@@ -222,3 +222,45 @@ def test_build_datasets_gives_what_a_run_needs(roots, cross):
     assert query.semi_positives.shape == (len(query), 3)
     args.evaluate = True
     assert build_datasets(args)[0] is None
+
+
+def seen_from_the_centre(aerial, width, radius):
+    """The colours at `radius` pixels from the centre in `width` directions, south first, then west, north, east."""
+    azimuth = np.pi + 2 * np.pi * (np.arange(width) + 0.5) / width  # from north, clockwise
+    centre = aerial.shape[-1] / 2
+    rows = np.floor(centre - radius * np.cos(azimuth)).astype(int)
+    columns = np.floor(centre + radius * np.sin(azimuth)).astype(int)
+    return aerial[..., rows, columns]
+
+
+@pytest.mark.parametrize("turns", range(4))
+@pytest.mark.parametrize("mirror", [False, True])
+def test_turned_pairs_stay_aligned_pixel_for_pixel(turns, mirror):
+    aerial = torch.randn(3, 64, 64)
+    ground = torch.stack([seen_from_the_centre(aerial, 48, radius) for radius in (9.3, 17.7, 30.1)], dim=-2)
+    turned_ground, turned_aerial = turn_pair(ground, aerial, turns, mirror)
+    for row, radius in enumerate((9.3, 17.7, 30.1)):
+        assert torch.equal(turned_ground[:, row], seen_from_the_centre(turned_aerial, 48, radius))
+    assert torch.equal(turned_aerial, aerial) == (turns == 0 and not mirror)
+
+
+def test_a_clockwise_turn_brings_north_to_east():
+    ground, aerial = torch.zeros(3, 4, 16), torch.zeros(3, 9, 9)
+    ground[..., 8], aerial[:, 0, 4] = 1, 1  # north: the centre column, the top row
+    turned_ground, turned_aerial = turn_pair(ground, aerial, 1, False)
+    assert turned_ground[..., 12].all() and turned_aerial[:, 4, 8].all()
+
+
+def test_augmentation_is_for_training_pairs_and_changes_with_the_epoch(roots):
+    kwargs = {"ground_size": (32, 128), "aerial_size": (64, 64), "seed": 4}
+    plain, train = CVUSA(roots["cvusa"], "train", **kwargs), CVUSA(roots["cvusa"], "train", augment=True, **kwargs)
+    draws = set()
+    for epoch in range(20):
+        train.set_epoch(epoch)
+        draw = turn_of(4, 3, epoch)
+        expected = turn_pair(plain[3].ground, plain[3].aerial, *draw)
+        assert torch.equal(train[3].ground, expected[0]) and torch.equal(train[3].aerial, expected[1])
+        draws.add(draw)
+    assert len(draws) > 4
+    val = CVUSA(roots["cvusa"], "val", view="aerial", augment=True, **kwargs)
+    assert torch.equal(val[0].image, CVUSA(roots["cvusa"], "val", view="aerial", **kwargs)[0].image)

@@ -186,6 +186,7 @@ def test_tuples_give_the_same_loss_on_one_process(roots, tmp_path):
         ["--deterministic"],
         ["--print-freq", "1"],
         ["--amp", "bf16"],
+        ["--augment"],
         ["--layer-scale", "0.1"],
     ],
 )

@@ -80,6 +80,11 @@ def build_parser():
         "in evaluation (default: 0, all 360 degrees)",
     )
     data.add_argument(
+        "--augment",
+        action="store_true",
+        help="turn (by quarters) and mirror both views of a training pair together; the paper has no augmentation",
+    )
+    data.add_argument(
         "-j",
         "--workers",
         default=None,
@@ -343,6 +348,11 @@ def settle_model_options(args, stored):
             )
     args.ground_size = list(args.ground_size or sizes.ground)
     args.aerial_size = list(args.aerial_size or sizes.aerial)
+    if args.augment and (args.ground_size[1] % 4 or args.aerial_size[0] != args.aerial_size[1]):
+        raise UserError(
+            f"--augment turns by quarters: it needs a ground width that is a multiple of 4 and square aerial images, "
+            f"not {_text(args.ground_size)} and {_text(args.aerial_size)}"
+        )
     return taken
 
 
