@@ -61,13 +61,8 @@ class MiningSampler(Sampler):
             raise ValueError(f"guard is {guard!r}; expected one of {', '.join(GUARDS)}")
         self.rank = distributed.rank() if rank is None else rank
         self.world_size = distributed.world_size() if world_size is None else world_size
-        self.tiles, self.visits, self.mining, self.seed, self.guard = (
-            np.asarray(tiles),
-            visits,
-            mining,
-            seed,
-            guard,
-        )
+        self.tiles, self.visits = np.asarray(tiles), visits
+        self.mining, self.seed, self.guard = mining, seed, guard
         positives, self.item_of = np.unique(self.tiles[:, 0], return_inverse=True)
         self.items = len(positives)
         by_item = np.argsort(self.item_of, kind="stable")

@@ -15,8 +15,9 @@ run "$PYTHON" scripts/make_city.py --layout cvusa --out $data --train 2000 --tes
 
 say "Training"
 run "$PYTHON" -u train.py --dataset cvusa --data-root $data --save_path $out \
-    --arch convnext_atto --pretrained none --ground-size 64 256 --aerial-size 128 128 \
-    --op adamw --lr 0.001 --wd 0.03 --cos --mining --batch-size 32 --epochs 7 --eval-every 7 --seed 0 "$@"
+    --arch convnext_zepto_rms --pretrained none --layer-scale 0.1 --ground-size 64 256 --aerial-size 128 128 \
+    --op adamw --lr 0.001 --wd 0.03 --cos --mining --batch-size 16 --augment --amp bf16 \
+    --epochs 10 --eval-every 10 --print-freq 25 --seed 0 "$@"
 
 say "Evaluation"
 run "$PYTHON" train.py --dataset cvusa --data-root $data --save_path $out -e
