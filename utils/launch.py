@@ -1,5 +1,6 @@
 """Start a run's processes: one, one per GPU, several on a CPU, or those that torchrun has started."""
 
+import logging
 import os
 import sys
 
@@ -26,6 +27,7 @@ def launch(function, args):
         return _in_group(function, args, args.dist_url, node, nodes, 0, 1)
 
     here = _processes(args)
+    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # that it ends the others is expected
     url = args.dist_url or f"tcp://127.0.0.1:{distributed.free_port()}"
     told = mp.get_context("spawn").SimpleQueue()
     try:
