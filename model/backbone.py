@@ -3,8 +3,10 @@
 The final norm leaves the network because FRM averages first and normalises afterwards.
 """
 
-import logging
+import socket
 import sys
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import timm
 import torch
@@ -13,11 +15,10 @@ from torch import nn
 
 from utils.errors import UserError
 
-log = logging.getLogger(__name__)
-
 # The ImageNet-1k weights that the published model starts from.
 IMAGENET_TAGS = {"convnext_tiny": "convnext_tiny.fb_in1k"}
 FACEBOOK_FILES = {"convnext_tiny": "https://dl.fbaipublicfiles.com/convnext/convnext_tiny_1k_224_ema.pth"}
+HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 NORM_EPS = 1e-6
 
 
@@ -129,6 +130,7 @@ def _imagenet_state(arch, kwargs):
     """State of timm's ImageNet weights for `arch`; a UserError that says what to do where they cannot be had."""
     tag = IMAGENET_TAGS.get(arch, arch)
     try:
+        _reach_hub(tag)
         return timm.create_model(tag, pretrained=True, num_classes=0, **kwargs).state_dict()
     except Exception as error:  # hub, network, disk and name errors share no base class
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -139,6 +141,21 @@ def _imagenet_state(arch, kwargs):
             f"{where}model.safetensors from https://huggingface.co/timm/{tag} on another machine and give "
             "--pretrained PATH, or start from random weights with --pretrained none"
         ) from error
+
+
+def _reach_hub(tag):
+    """Fail in seconds where the weights are neither cached nor to be had; the hub's own retries take a minute.
+
+    Raises:
+        OSError: the hub cannot be reached.
+    """
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    cached = any(isinstance(try_to_load_from_cache(f"timm/{tag}", name), str) for name in HUB_FILES)
+    if cached or constants.HF_HUB_OFFLINE or getproxies():
+        return
+    address = urlsplit(constants.ENDPOINT)
+    socket.create_connection((address.hostname, address.port or 443), timeout=10).close()
 
 
 def _file_state(net, path):

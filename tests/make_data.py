@@ -12,6 +12,16 @@ SMALL = [
     *("--ground-size", "32", "128", "--aerial-size", "64", "64", "--workers", "0", "--seed", "3"),
 ]
 
+ASAM = [
+    *("--op", "sam", "--asam", "--rho", "0.5", "--lr", "0.001", "--wd", "0.03", "--batch-size", "8"),
+    *("--mining", "--cos"),
+]
+
+
+def flags(root, out, *more, dataset="cvusa"):
+    """A small run's arguments."""
+    return ["--dataset", dataset, "--data-root", str(root), "--save_path", str(out), *SMALL, *more]
+
 
 def write_image(path, size, seed):
     """A coloured picture of (width, height) that depends on the seed: four quadrants and noise."""

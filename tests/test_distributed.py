@@ -2,38 +2,25 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
-import make_data
 import numpy as np
 import pytest
 import torch
 import torch.multiprocessing as mp
+from make_data import ASAM, flags
 from torch.nn.parallel import DistributedDataParallel
 
 import train
 from criterion import SoftTripletLoss, TupleLoss, WBLoss
 from model import FRGeo
 from utils import distributed
+from utils.checkpoint import load_checkpoint
 
 REPO = Path(__file__).parent.parent
-RECIPE = [
-    "--op",
-    "sam",
-    "--asam",
-    "--rho",
-    "0.5",
-    "--lr",
-    "0.001",
-    "--wd",
-    "0.03",
-    "--batch-size",
-    "8",
-    "--mining",
-    "--cos",
-]
 
 
 def in_two_processes(function, *args):
@@ -121,10 +108,6 @@ def test_collectives():
     in_two_processes(_collectives)
 
 
-def flags(root, out, *more):
-    return ["--dataset", "cvusa", "--data-root", str(root), "--save_path", str(out), *make_data.SMALL, *more]
-
-
 TWO = ["--multiprocessing-distributed", "--nprocs", "2"]
 
 
@@ -132,7 +115,7 @@ TWO = ["--multiprocessing-distributed", "--nprocs", "2"]
 def trained(roots, tmp_path_factory):
     """A run of two processes with mining."""
     out = tmp_path_factory.mktemp("two")
-    return out, train.main(flags(roots["cvusa"], out, *RECIPE, *TWO, "--epochs", "3"))
+    return out, train.main(flags(roots["cvusa"], out, *ASAM, *TWO, "--epochs", "3"))
 
 
 def test_two_processes_train_with_mining_and_write_every_file(trained):
@@ -178,7 +161,7 @@ def test_torchrun(roots, tmp_path):
         str(REPO / "train.py"),
     ]
     done = subprocess.run(
-        [*command, *flags(roots["cvusa"], tmp_path, *RECIPE, "--epochs", "2", "--share", "-b", "9")],
+        [*command, *flags(roots["cvusa"], tmp_path, *ASAM, "--epochs", "2", "--share", "-b", "9")],
         env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -193,7 +176,7 @@ def test_two_nodes_of_one_process_each(roots, tmp_path):
     common = ["--multiprocessing-distributed", "--nprocs", "1", "--world-size", "2", "--dist-url", url, "--epochs", "1"]
     nodes = [
         subprocess.Popen(
-            [sys.executable, "train.py", *flags(roots["cvusa"], tmp_path, *RECIPE, *common, "--rank", rank)], cwd=REPO,
+            [sys.executable, "train.py", *flags(roots["cvusa"], tmp_path, *ASAM, *common, "--rank", rank)], cwd=REPO,
             env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
         )
         for rank in "01"
@@ -206,7 +189,7 @@ def test_two_nodes_of_one_process_each(roots, tmp_path):
 
 def test_mistakes_inside_processes_end_with_one_sentence(roots, tmp_path, capfd):
     with pytest.raises(SystemExit) as stop:
-        train.main(flags(roots["cvusa"], tmp_path / "r", *RECIPE, *TWO, "--batch-size", "3"))
+        train.main(flags(roots["cvusa"], tmp_path / "r", *ASAM, *TWO, "--batch-size", "3"))
     assert stop.value.code == 2
     error = capfd.readouterr().err
     assert "--batch-size 3 leaves 2 process(es) fewer than two pairs each; give at least 4" in error
@@ -221,6 +204,24 @@ def test_a_taken_port_is_told(roots, tmp_path, capfd):
         taken.listen()
         url = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
         with pytest.raises(SystemExit) as stop:
-            train.main(flags(roots["cvusa"], tmp_path / "r", *RECIPE, *TWO, "--dist-url", url))
+            train.main(flags(roots["cvusa"], tmp_path / "r", *ASAM, *TWO, "--dist-url", url))
     assert stop.value.code == 2
     assert f"--dist-url {url} cannot be used" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("more", [[], TWO])
+def test_ctrl_c_ends_with_one_line_and_a_way_to_go_on(roots, tmp_path, more):
+    run = subprocess.Popen(
+        [sys.executable, str(REPO / "train.py"), *flags(roots["cvusa"], tmp_path, *ASAM, *more, "--epochs", "99999")],
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    for line in run.stdout:
+        if "epoch 3 step" in line:
+            break
+    os.killpg(run.pid, signal.SIGINT)  # what a terminal does: every process of the group gets it
+    _, error = run.communicate(timeout=120)
+    assert run.returncode == 130
+    assert error.startswith(f"train.py: interrupted; go on with --resume {tmp_path}/checkpoint.pth.tar\n")
+    assert "Traceback" not in error
+    assert load_checkpoint(tmp_path / "checkpoint.pth.tar")["epoch"] >= 2

@@ -157,6 +157,7 @@ def test_weights_that_cannot_be_fetched_name_the_way_out(monkeypatch):
         return create(name, **kwargs)
 
     monkeypatch.setattr("model.backbone.timm.create_model", offline)
+    monkeypatch.setattr("model.backbone._reach_hub", lambda tag: None)
     with pytest.raises(UserError, match=r"convnext_tiny\.fb_in1k.*convnext_tiny_1k_224_ema\.pth.*--pretrained PATH"):
         FRGeo(pretrained=True)
 
@@ -166,3 +167,14 @@ def test_layer_scale_is_set_where_there_is_one():
     assert len(gammas) > 4 and all(bool((p == 0.25).all()) for p in gammas)
     with pytest.raises(UserError, match="has no layer scale"):
         small(arch="resnet10t", layer_scale=0.25)
+
+
+def test_an_unreachable_hub_is_told_without_retries(monkeypatch):
+    def refuse(address, timeout):
+        raise OSError(f"no route to {address[0]}")
+
+    monkeypatch.setattr("model.backbone.getproxies", dict)
+    monkeypatch.setattr("model.backbone.socket.create_connection", refuse)
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: None)
+    with pytest.raises(UserError, match=r"no route to.*--pretrained none"):
+        small(arch="convnext_atto", pretrained=True)

@@ -7,31 +7,13 @@ import make_data
 import numpy as np
 import pytest
 import torch
+from make_data import ASAM, flags
 
 import train
 from utils.checkpoint import load_checkpoint
 
 ADAMW = ["--op", "adamw", "--lr", "0.001", "--wd", "0.03", "--batch-size", "8"]
-ASAM = [
-    "--op",
-    "sam",
-    "--asam",
-    "--rho",
-    "0.5",
-    "--lr",
-    "0.001",
-    "--wd",
-    "0.03",
-    "--batch-size",
-    "8",
-    "--mining",
-    "--cos",
-]
 METRICS = ["R@1", "R@5", "R@10", "R@1%"]
-
-
-def flags(root, out, dataset="cvusa"):
-    return ["--dataset", dataset, "--data-root", str(root), "--save_path", str(out), *make_data.SMALL]
 
 
 def weights(path):
@@ -99,7 +81,7 @@ def test_evaluation_reproduces_training_and_saves_descriptors(easy, tmp_path):
 
 @pytest.mark.parametrize("dataset", ["cvusa", "cvact", "vigor", "pairs"])
 def test_every_layout_trains_with_mining(roots, tmp_path, dataset):
-    metrics = train.main([*flags(roots[dataset], tmp_path, dataset), *ASAM, "--epochs", "2"])
+    metrics = train.main([*flags(roots[dataset], tmp_path, dataset=dataset), *ASAM, "--epochs", "2"])
     names = [*METRICS, "Hit", "Hit (top-1 covers)"] if dataset == "vigor" else METRICS
     assert list(metrics) == names
     assert metrics["R@1"] <= metrics["R@5"] <= metrics["R@10"] <= 100

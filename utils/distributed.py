@@ -1,6 +1,5 @@
 """Processes: how they find each other, and the few collectives the project needs. One process works without any."""
 
-import logging
 import os
 import socket
 from datetime import timedelta
@@ -9,8 +8,6 @@ import torch
 import torch.distributed as dist
 
 from utils.errors import UserError
-
-log = logging.getLogger(__name__)
 
 TIMEOUT = timedelta(hours=2)  # rank 0 may save, plan or evaluate for a while as the others wait
 

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import sys
 
 import torch
@@ -30,11 +31,17 @@ def launch(function, args):
     logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # that it ends the others is expected
     url = args.dist_url or f"tcp://127.0.0.1:{distributed.free_port()}"
     told = mp.get_context("spawn").SimpleQueue()
+    running = mp.spawn(_child, args=(function, args, url, node, nodes, here, told), nprocs=here, join=False)
     try:
-        mp.spawn(_child, args=(function, args, url, node, nodes, here, told), nprocs=here)
+        while not running.join():
+            pass
     except mp.ProcessExitedException:
         if told.empty():
             raise
+    except KeyboardInterrupt:
+        for process in running.processes:
+            process.terminate()
+        raise
     kind, value = told.get() if not told.empty() else ("result", None)
     if kind == "error":
         raise UserError(value)
@@ -104,13 +111,12 @@ def _in_group(function, args, url, rank, world, local_rank, here):
 
 def _child(local_rank, function, args, url, node, nodes, here, told):
     """One process of this node; what it has to tell goes to the parent."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
     rank = node * here + local_rank
     try:
         result = _in_group(function, args, url, rank, nodes * here, local_rank, here)
     except UserError as error:
         told.put(("error", error.sentence()))
         sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
     if rank == 0:
         told.put(("result", result))

@@ -38,40 +38,36 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
         super().__init__(prog, max_help_position=34, width=118)
 
 
-def build_parser():
-    """The parser of train.py. Names, short forms and meanings of the published flags are kept."""
-    parser = _Parser(prog="train.py", description=DESCRIPTION, epilog=EPILOG, formatter_class=_HelpFormatter)
-
-    data = parser.add_argument_group("data")
-    data.add_argument("--dataset", default="vigor", choices=DATASETS, help="layout of the data (default: vigor)")
-    data.add_argument(
+def _add_data(group):
+    group.add_argument("--dataset", default="vigor", choices=DATASETS, help="layout of the data (default: vigor)")
+    group.add_argument(
         "--data-root",
         metavar="DIR",
         type=Path,
         help=f"folder of the data set, or one that holds it (default: the environment variable {DATA_VARIABLE})",
     )
-    data.add_argument("--cross", action="store_true", help="VIGOR: cross-area split instead of same-area")
-    data.add_argument(
+    group.add_argument("--cross", action="store_true", help="VIGOR: cross-area split instead of same-area")
+    group.add_argument(
         "--vigor-labels",
         default="original",
         choices=("original", "corrected"),
         help="VIGOR: labels as published, or those corrected by SliceMatch (default: original)",
     )
-    data.add_argument(
+    group.add_argument(
         "--ground-size",
         nargs=2,
         type=_positive,
         metavar=("H", "W"),
         help="panorama size in pixels (default: 128 512; VIGOR 320 640)",
     )
-    data.add_argument(
+    group.add_argument(
         "--aerial-size",
         nargs=2,
         type=_positive,
         metavar=("H", "W"),
         help="aerial image size in pixels (default: 256 256; VIGOR 320 320)",
     )
-    data.add_argument(
+    group.add_argument(
         "--fov",
         default=0,
         type=int,
@@ -79,12 +75,12 @@ def build_parser():
         help="horizontal field of view of the panoramas, turned at random in training and by a fixed angle per image "
         "in evaluation (default: 0, all 360 degrees)",
     )
-    data.add_argument(
+    group.add_argument(
         "--augment",
         action="store_true",
         help="turn (by quarters) and mirror both views of a training pair together; the paper has no augmentation",
     )
-    data.add_argument(
+    group.add_argument(
         "-j",
         "--workers",
         default=None,
@@ -93,32 +89,33 @@ def build_parser():
         help="loader processes per node (default: 32, at most the cores there are)",
     )
 
-    net = parser.add_argument_group("model")
-    net.add_argument(
+
+def _add_model(group):
+    group.add_argument(
         "--arch",
         metavar="NAME",
         help="a timm network that yields a feature map: any ConvNeXt, ViT, DeiT, Swin, ... (default: convnext_tiny)",
     )
-    net.add_argument(
+    group.add_argument(
         "--pool",
         choices=("frm", "gap"),
         help="frm: the Feature Recombination Module, four compass quadrants; gap: one global average (default: frm)",
     )
-    net.add_argument("--share", action="store_true", default=None, help="one set of encoder weights for both views")
-    net.add_argument(
+    group.add_argument("--share", action="store_true", default=None, help="one set of encoder weights for both views")
+    group.add_argument(
         "--dim",
         type=_positive,
         metavar="N",
         help="numbers in a descriptor; checked against the model (default: the model's own, 3072 for ConvNeXt-T)",
     )
-    net.add_argument(
+    group.add_argument(
         "--pretrained",
         default="imagenet",
         metavar="WHAT",
         help="weights that training starts from: imagenet, none, or a file in timm's or Facebook's key style "
         "(default: imagenet)",
     )
-    net.add_argument(
+    group.add_argument(
         "--weights",
         type=Path,
         metavar="PATH",
@@ -126,7 +123,7 @@ def build_parser():
         "(default with -e: model_best.pth.tar, else checkpoint.pth.tar, in --save_path)",
     )
 
-    net.add_argument(
+    group.add_argument(
         "--layer-scale",
         type=float,
         metavar="V",
@@ -134,29 +131,31 @@ def build_parser():
         "faster in short runs)",
     )
 
-    loss = parser.add_argument_group("loss")
-    loss.add_argument(
+
+def _add_loss(group):
+    group.add_argument(
         "--loss",
         default="wbl",
         choices=("wbl", "soft-triplet"),
         help="weighted (B+1)-tuple loss, or TransGeo's soft-margin triplet (default: wbl)",
     )
-    loss.add_argument("--alpha", type=float, metavar="A", help="scale of similarities (default: 10; soft-triplet 20)")
-    loss.add_argument(
+    group.add_argument("--alpha", type=float, metavar="A", help="scale of similarities (default: 10; soft-triplet 20)")
+    group.add_argument(
         "--tuple-size",
         type=_positive,
         metavar="B",
         help="pairs that one loss sees (default: those of one process; published: 16 on CVUSA and CVACT, 8 on VIGOR)",
     )
-    loss.add_argument("--gather", action="store_true", help="take the loss over the pairs of all processes")
+    group.add_argument("--gather", action="store_true", help="take the loss over the pairs of all processes")
 
-    optimiser = parser.add_argument_group("optimiser and schedule")
-    optimiser.add_argument("--op", default="adam", choices=OPTIMISERS, help="sam is AdamW inside SAM (default: adam)")
-    optimiser.add_argument("--asam", action="store_true", help="with --op sam: adaptive SAM, as published")
-    optimiser.add_argument("--rho", default=0.05, type=float, help="radius of SAM (default: 0.05; published: 2.5)")
-    optimiser.add_argument("--lr", "--learning-rate", default=0.03, type=float, help="learning rate (default: 0.03)")
-    optimiser.add_argument("--momentum", default=0.9, type=float, help="of --op sgd (default: 0.9)")
-    optimiser.add_argument(
+
+def _add_optimiser(group):
+    group.add_argument("--op", default="adam", choices=OPTIMISERS, help="sam is AdamW inside SAM (default: adam)")
+    group.add_argument("--asam", action="store_true", help="with --op sam: adaptive SAM, as published")
+    group.add_argument("--rho", default=0.05, type=float, help="radius of SAM (default: 0.05; published: 2.5)")
+    group.add_argument("--lr", "--learning-rate", default=0.03, type=float, help="learning rate (default: 0.03)")
+    group.add_argument("--momentum", default=0.9, type=float, help="of --op sgd (default: 0.9)")
+    group.add_argument(
         "--wd",
         "--weight-decay",
         dest="weight_decay",
@@ -164,8 +163,8 @@ def build_parser():
         type=float,
         help="weight decay (default: 1e-4)",
     )
-    optimiser.add_argument("--cos", action="store_true", help="cosine learning rate, epoch by epoch, down to 0")
-    optimiser.add_argument(
+    group.add_argument("--cos", action="store_true", help="cosine learning rate, epoch by epoch, down to 0")
+    group.add_argument(
         "--schedule",
         default=[120, 160],
         nargs="*",
@@ -174,25 +173,26 @@ def build_parser():
         help="without --cos: epochs from which the learning rate is a tenth of what it was (default: 120 160)",
     )
 
-    run = parser.add_argument_group("run")
-    run.add_argument("-e", "--evaluate", action="store_true", help="evaluate weights instead of training")
-    run.add_argument(
+
+def _add_run(group):
+    group.add_argument("-e", "--evaluate", action="store_true", help="evaluate weights instead of training")
+    group.add_argument(
         "--save_path",
         "--save-path",
         type=Path,
         metavar="DIR",
         help="folder of the run's files, made where it is not there (default: result_<dataset>)",
     )
-    run.add_argument("--resume", type=Path, metavar="PATH", help="go on from this checkpoint.pth.tar")
-    run.add_argument("--epochs", default=200, type=_count, metavar="N", help="epochs in all (default: 200)")
-    run.add_argument(
+    group.add_argument("--resume", type=Path, metavar="PATH", help="go on from this checkpoint.pth.tar")
+    group.add_argument("--epochs", default=200, type=_count, metavar="N", help="epochs in all (default: 200)")
+    group.add_argument(
         "--start-epoch",
         default=None,
         type=_count,
         metavar="N",
         help="number of the first epoch (default: 0, or that of --resume)",
     )
-    run.add_argument(
+    group.add_argument(
         "-b",
         "--batch-size",
         default=256,
@@ -200,59 +200,72 @@ def build_parser():
         metavar="N",
         help="pairs of all processes together (default: 256)",
     )
-    run.add_argument("--mining", action="store_true", help="global hard-negative mining from the second epoch on")
-    run.add_argument(
+    group.add_argument("--mining", action="store_true", help="global hard-negative mining from the second epoch on")
+    group.add_argument(
         "--vigor-guard",
         default="strict",
         choices=("strict", "release"),
         help="VIGOR: strict keeps every false negative out of a batch; release checks as the published code does, "
         "which lets some in (default: strict)",
     )
-    run.add_argument(
+    group.add_argument(
         "--eval-every",
         default=1,
         type=_positive,
         metavar="N",
         help="evaluate every N epochs and after the last (default: 1)",
     )
-    run.add_argument(
+    group.add_argument(
         "--eval-batch-size",
         default=32,
         type=_positive,
         metavar="N",
         help="images per process in evaluation (default: 32)",
     )
-    run.add_argument(
+    group.add_argument(
         "-p", "--print-freq", default=10, type=_positive, metavar="N", help="steps between log lines (default: 10)"
     )
-    run.add_argument("--seed", type=_count, metavar="N", help="of weights, order and angles (default: drawn, logged)")
-    run.add_argument("--deterministic", action="store_true", help="only deterministic kernels (slower on a GPU)")
+    group.add_argument("--seed", type=_count, metavar="N", help="of weights, order and angles (default: drawn, logged)")
+    group.add_argument("--deterministic", action="store_true", help="only deterministic kernels (slower on a GPU)")
 
-    machine = parser.add_argument_group("device and processes")
-    machine.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N (default: auto)")
-    machine.add_argument(
+
+def _add_machine(group):
+    group.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N (default: auto)")
+    group.add_argument(
         "--amp",
         default="none",
         choices=("none", "bf16"),
         help="bf16: networks under bfloat16 autocast; loss, norms and optimiser stay float32 (default: none, as "
         "published)",
     )
-    machine.add_argument("--gpu", type=_count, metavar="N", help="the same as --device cuda:N")
-    machine.add_argument(
+    group.add_argument("--gpu", type=_count, metavar="N", help="the same as --device cuda:N")
+    group.add_argument(
         "--multiprocessing-distributed",
         action="store_true",
         help="start one process per GPU of this node, or --nprocs processes",
     )
-    machine.add_argument(
+    group.add_argument(
         "--nprocs",
         type=_positive,
         metavar="N",
         help="processes that --multiprocessing-distributed starts on this node (default: one per GPU, 1 without)",
     )
-    machine.add_argument("--world-size", default=-1, type=int, metavar="N", help="nodes (default: 1)")
-    machine.add_argument("--rank", default=-1, type=int, metavar="N", help="number of this node (default: 0)")
-    machine.add_argument("--dist-url", metavar="URL", help="where processes meet (default: a free port of this node)")
-    machine.add_argument("--dist-backend", metavar="NAME", help="nccl or gloo (default: nccl with GPUs, else gloo)")
+    group.add_argument("--world-size", default=-1, type=int, metavar="N", help="nodes (default: 1)")
+    group.add_argument("--rank", default=-1, type=int, metavar="N", help="number of this node (default: 0)")
+    group.add_argument("--dist-url", metavar="URL", help="where processes meet (default: a free port of this node)")
+    group.add_argument("--dist-backend", metavar="NAME", help="nccl or gloo (default: nccl with GPUs, else gloo)")
+
+
+def build_parser():
+    """The parser of train.py. Names, short forms and meanings of the published flags are kept."""
+    parser = _Parser(prog="train.py", description=DESCRIPTION, epilog=EPILOG, formatter_class=_HelpFormatter)
+
+    _add_data(parser.add_argument_group("data"))
+    _add_model(parser.add_argument_group("model"))
+    _add_loss(parser.add_argument_group("loss"))
+    _add_optimiser(parser.add_argument_group("optimiser and schedule"))
+    _add_run(parser.add_argument_group("run"))
+    _add_machine(parser.add_argument_group("device and processes"))
     return parser
 
 
