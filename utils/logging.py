@@ -14,12 +14,19 @@ from utils.paper import PUBLISHED_TUPLE
 log = logging.getLogger(__name__)
 
 
+class _Screen(logging.StreamHandler):
+    """Lines above a progress bar, not through it."""
+
+    def emit(self, record):
+        tqdm.write(self.format(record), file=self.stream)
+
+
 def start_logging(save_path=None):
     """Log to the screen and, with `save_path`, to its log.txt (appended). Ranks other than 0 only warn."""
     root = logging.getLogger()
     stop_logging()
     level = logging.INFO if distributed.is_main() else logging.WARNING
-    handlers = [logging.StreamHandler(sys.stdout)]
+    handlers = [_Screen(sys.stdout)]
     if save_path is not None and distributed.is_main():
         handlers.append(logging.FileHandler(Path(save_path) / "log.txt", encoding="utf-8"))
     for handler in handlers:
