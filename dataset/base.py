@@ -1,6 +1,7 @@
 """One dataset class for every layout: panoramas, aerial tiles, and which tiles cover which panorama."""
 
 import os
+from abc import ABC, abstractmethod
 from copy import copy
 from pathlib import Path
 from typing import NamedTuple
@@ -44,7 +45,7 @@ class Listing(NamedTuple):
     tiles: np.ndarray
 
 
-class PairDataset(Dataset):
+class PairDataset(Dataset, ABC):
     """Panoramas with the aerial tiles that cover them; subclasses say where the files are.
 
     Args:
@@ -105,9 +106,9 @@ class PairDataset(Dataset):
 
     # What a layout says of itself.
 
+    @abstractmethod
     def read(self):
         """The split's `Listing`, from `self.root`."""
-        raise NotImplementedError
 
     @classmethod
     def find_root(cls, root):
@@ -122,9 +123,9 @@ class PairDataset(Dataset):
         raise cls.wrong_root(root, f"it holds {_shown(root)}")
 
     @classmethod
+    @abstractmethod
     def looks_right(cls, folder):
         """Whether `folder` holds the layout's lists."""
-        raise NotImplementedError
 
     @classmethod
     def wrong_root(cls, root, found):

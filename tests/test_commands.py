@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import train
-from utils.options import build_parser
+from utils.flags import build_parser
 
 REPO = Path(__file__).parent.parent
 LAUNCH = "--dist-url 'tcp://localhost:8080' --multiprocessing-distributed --world-size 1 --rank 0"

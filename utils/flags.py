@@ -1,0 +1,283 @@
+"""The flags of train.py in titled groups, with their help."""
+
+import argparse
+from pathlib import Path
+
+DATASETS = ("cvusa", "cvact", "vigor", "pairs")
+OPTIMISERS = ("sgd", "adam", "adamw", "sam")
+DATA_VARIABLE = "FRGEO_DATA"
+
+DESCRIPTION = """\
+Train or evaluate FRGeo: find the aerial image that shows the place of a street-level panorama.
+
+  train     python train.py --dataset cvusa --data-root DATA --save_path result_cvusa \\
+                --op sam --asam --rho 2.5 --wd 0.03 --lr 0.0001 --batch-size 32 --epochs 50 --cos --mining
+  evaluate  python train.py --dataset cvusa --data-root DATA --save_path result_cvusa -e
+
+One process by default (a GPU if there is one). --multiprocessing-distributed starts one process per GPU;
+torchrun --nproc-per-node N train.py ... works as well, on one or several nodes."""
+
+EPILOG = """\
+A run writes to --save_path: checkpoint.pth.tar (last epoch, whole state), model_best.pth.tar (weights of the best
+epoch), log.txt, args.json, metrics.jsonl (a line per epoch), metrics.json (last evaluation); with -e also
+grd_global_descriptor.npy and sat_global_descriptor.npy. A mistake in the call ends with one sentence and code 2."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Answers a mistake with one sentence instead of the whole usage."""
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: {message} ({self.prog} -h explains the flags)\n")
+
+
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    def __init__(self, prog):
+        super().__init__(prog, max_help_position=34, width=118)
+
+
+def _add_data(group):
+    group.add_argument("--dataset", default="vigor", choices=DATASETS, help="layout of the data (default: vigor)")
+    group.add_argument(
+        "--data-root",
+        metavar="DIR",
+        type=Path,
+        help=f"folder of the data set, or one that holds it (default: the environment variable {DATA_VARIABLE})",
+    )
+    group.add_argument("--cross", action="store_true", help="VIGOR: cross-area split instead of same-area")
+    group.add_argument(
+        "--vigor-labels",
+        default="original",
+        choices=("original", "corrected"),
+        help="VIGOR: labels as published, or those corrected by SliceMatch (default: original)",
+    )
+    group.add_argument(
+        "--ground-size",
+        nargs=2,
+        type=_positive,
+        metavar=("H", "W"),
+        help="panorama size in pixels (default: 128 512; VIGOR 320 640)",
+    )
+    group.add_argument(
+        "--aerial-size",
+        nargs=2,
+        type=_positive,
+        metavar=("H", "W"),
+        help="aerial image size in pixels (default: 256 256; VIGOR 320 320)",
+    )
+    group.add_argument(
+        "--fov",
+        default=0,
+        type=int,
+        metavar="DEG",
+        help="horizontal field of view of the panoramas, turned at random in training and by a fixed angle per image "
+        "in evaluation (default: 0, all 360 degrees)",
+    )
+    group.add_argument(
+        "--augment",
+        action="store_true",
+        help="turn (by quarters) and mirror both views of a training pair together; the paper has no augmentation",
+    )
+    group.add_argument(
+        "-j",
+        "--workers",
+        default=None,
+        type=_count,
+        metavar="N",
+        help="loader processes per node (default: 32, at most the cores there are)",
+    )
+
+
+def _add_model(group):
+    group.add_argument(
+        "--arch",
+        metavar="NAME",
+        help="a timm network that yields a feature map: any ConvNeXt, ViT, DeiT, Swin, ... (default: convnext_tiny)",
+    )
+    group.add_argument(
+        "--pool",
+        choices=("frm", "gap"),
+        help="frm: the Feature Recombination Module, four compass quadrants; gap: one global average (default: frm)",
+    )
+    group.add_argument("--share", action="store_true", default=None, help="one set of encoder weights for both views")
+    group.add_argument(
+        "--dim",
+        type=_positive,
+        metavar="N",
+        help="numbers in a descriptor; checked against the model (default: the model's own, 3072 for ConvNeXt-T)",
+    )
+    group.add_argument(
+        "--pretrained",
+        default="imagenet",
+        metavar="WHAT",
+        help="weights that training starts from: imagenet, none, or a file in timm's or Facebook's key style "
+        "(default: imagenet)",
+    )
+    group.add_argument(
+        "--weights",
+        type=Path,
+        metavar="PATH",
+        help="weights to evaluate, or to start training from: a checkpoint of this project or of the published release "
+        "(default with -e: model_best.pth.tar, else checkpoint.pth.tar, in --save_path)",
+    )
+
+    group.add_argument(
+        "--layer-scale",
+        type=float,
+        metavar="V",
+        help="layer scale that random weights start with (default: the network's own, 1e-6 in ConvNeXt; 0.1 learns "
+        "faster in short runs)",
+    )
+
+
+def _add_loss(group):
+    group.add_argument(
+        "--loss",
+        default="wbl",
+        choices=("wbl", "soft-triplet"),
+        help="weighted (B+1)-tuple loss, or TransGeo's soft-margin triplet (default: wbl)",
+    )
+    group.add_argument("--alpha", type=float, metavar="A", help="scale of similarities (default: 10; soft-triplet 20)")
+    group.add_argument(
+        "--tuple-size",
+        type=_positive,
+        metavar="B",
+        help="pairs that one loss sees (default: those of one process; published: 16 on CVUSA and CVACT, 8 on VIGOR)",
+    )
+    group.add_argument("--gather", action="store_true", help="take the loss over the pairs of all processes")
+
+
+def _add_optimiser(group):
+    group.add_argument("--op", default="adam", choices=OPTIMISERS, help="sam is AdamW inside SAM (default: adam)")
+    group.add_argument("--asam", action="store_true", help="with --op sam: adaptive SAM, as published")
+    group.add_argument("--rho", default=0.05, type=float, help="radius of SAM (default: 0.05; published: 2.5)")
+    group.add_argument("--lr", "--learning-rate", default=0.03, type=float, help="learning rate (default: 0.03)")
+    group.add_argument("--momentum", default=0.9, type=float, help="of --op sgd (default: 0.9)")
+    group.add_argument(
+        "--wd",
+        "--weight-decay",
+        dest="weight_decay",
+        default=1e-4,
+        type=float,
+        help="weight decay (default: 1e-4)",
+    )
+    group.add_argument("--cos", action="store_true", help="cosine learning rate, epoch by epoch, down to 0")
+    group.add_argument(
+        "--schedule",
+        default=[120, 160],
+        nargs="*",
+        type=_count,
+        metavar="EPOCH",
+        help="without --cos: epochs from which the learning rate is a tenth of what it was (default: 120 160)",
+    )
+
+
+def _add_run(group):
+    group.add_argument("-e", "--evaluate", action="store_true", help="evaluate weights instead of training")
+    group.add_argument(
+        "--save_path",
+        "--save-path",
+        type=Path,
+        metavar="DIR",
+        help="folder of the run's files, made where it is not there (default: result_<dataset>)",
+    )
+    group.add_argument("--resume", type=Path, metavar="PATH", help="go on from this checkpoint.pth.tar")
+    group.add_argument("--epochs", default=200, type=_count, metavar="N", help="epochs in all (default: 200)")
+    group.add_argument(
+        "--start-epoch",
+        default=None,
+        type=_count,
+        metavar="N",
+        help="number of the first epoch (default: 0, or that of --resume)",
+    )
+    group.add_argument(
+        "-b",
+        "--batch-size",
+        default=256,
+        type=_positive,
+        metavar="N",
+        help="pairs of all processes together (default: 256)",
+    )
+    group.add_argument("--mining", action="store_true", help="global hard-negative mining from the second epoch on")
+    group.add_argument(
+        "--vigor-guard",
+        default="strict",
+        choices=("strict", "release"),
+        help="VIGOR: strict keeps every false negative out of a batch; release checks as the published code does, "
+        "which lets some in (default: strict)",
+    )
+    group.add_argument(
+        "--eval-every",
+        default=1,
+        type=_positive,
+        metavar="N",
+        help="evaluate every N epochs and after the last (default: 1)",
+    )
+    group.add_argument(
+        "--eval-batch-size",
+        default=32,
+        type=_positive,
+        metavar="N",
+        help="images per process in evaluation (default: 32)",
+    )
+    group.add_argument(
+        "-p", "--print-freq", default=10, type=_positive, metavar="N", help="steps between log lines (default: 10)"
+    )
+    group.add_argument("--seed", type=_count, metavar="N", help="of weights, order and angles (default: drawn, logged)")
+    group.add_argument("--deterministic", action="store_true", help="only deterministic kernels (slower on a GPU)")
+
+
+def _add_machine(group):
+    group.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N (default: auto)")
+    group.add_argument(
+        "--amp",
+        default="none",
+        choices=("none", "bf16"),
+        help="bf16: networks under bfloat16 autocast; loss, norms and optimiser stay float32 (default: none, as "
+        "published)",
+    )
+    group.add_argument("--gpu", type=_count, metavar="N", help="the same as --device cuda:N")
+    group.add_argument(
+        "--multiprocessing-distributed",
+        action="store_true",
+        help="start one process per GPU of this node, or --nprocs processes",
+    )
+    group.add_argument(
+        "--nprocs",
+        type=_positive,
+        metavar="N",
+        help="processes that --multiprocessing-distributed starts on this node (default: one per GPU, 1 without)",
+    )
+    group.add_argument("--world-size", default=-1, type=int, metavar="N", help="nodes (default: 1)")
+    group.add_argument("--rank", default=-1, type=int, metavar="N", help="number of this node (default: 0)")
+    group.add_argument("--dist-url", metavar="URL", help="where processes meet (default: a free port of this node)")
+    group.add_argument("--dist-backend", metavar="NAME", help="nccl or gloo (default: nccl with GPUs, else gloo)")
+
+
+def build_parser():
+    """The parser of train.py. Names, short forms and meanings of the published flags are kept."""
+    parser = _Parser(prog="train.py", description=DESCRIPTION, epilog=EPILOG, formatter_class=_HelpFormatter)
+
+    _add_data(parser.add_argument_group("data"))
+    _add_model(parser.add_argument_group("model"))
+    _add_loss(parser.add_argument_group("loss"))
+    _add_optimiser(parser.add_argument_group("optimiser and schedule"))
+    _add_run(parser.add_argument_group("run"))
+    _add_machine(parser.add_argument_group("device and processes"))
+    return parser
+
+
+def _positive(text):
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 1")
+    return value
+
+
+def _count(text):
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 0")
+    return value
+
+
+_positive.__name__ = _count.__name__ = "whole number"
