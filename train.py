@@ -25,7 +25,8 @@ from model.frgeo import build_model
 from utils import distributed
 from utils.checkpoint import load_checkpoint, load_weights, model_options
 from utils.errors import UserError
-from utils.evaluation import evaluate, precision, to_device
+from utils.evaluation import evaluate, precision
+from utils.images import collate, to_device
 from utils.launch import launch, loader_workers
 from utils.logging import describe_metrics, log_setup, log_training, progress_bar, start_logging, stop_logging
 from utils.options import recorded, run_name, settle_model_options
@@ -76,7 +77,7 @@ def run(args, device):
     if args.seed is None:
         stored = (state or {}).get("args", {}).get("seed") if args.resume else None
         args.seed = distributed.broadcast_object(secrets.randbelow(2**31) if stored is None else stored)
-    datasets = build_datasets(args)
+    datasets = build_datasets(args, pixels=True)
 
     set_deterministic(args.deterministic)
     seed_process(args.seed)
@@ -162,6 +163,7 @@ def train(model, datasets, training, args, device, files):
         pin_memory=device.type == "cuda",
         persistent_workers=workers > 0,
         worker_init_fn=seed_worker,
+        collate_fn=collate,
         generator=loader_generator(args.seed, start, distributed.rank()),
     )
     metrics = None

@@ -3,16 +3,18 @@
 import os
 from abc import ABC, abstractmethod
 from copy import copy
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from torch.utils.data import Dataset
 
-from dataset.transforms import crop_field_of_view, fov_angle, image_transform, turn_of, turn_pair
+from dataset.cache import ImageCache, ImageFiles
+from dataset.transforms import ImageTransform, crop_field_of_view, fov_angle, turn_of, turn_pair
 from utils.errors import UserError
+from utils.images import normalise
 from utils.paper import INPUT_SIZES
 
 VIEWS = ("pair", "ground", "aerial")
@@ -58,6 +60,9 @@ class PairDataset(Dataset, ABC):
         augment: turn and mirror both views of a training pair together (`turn_pair`), anew in every epoch.
         seed: of the angles.
         check_files: look for every file, drop what is missing and count it in `missing`.
+        pixels: yield uint8 pixels instead of floats; `utils.images.normalise` turns a batch into the same floats.
+        cache: folder of resized images (`ImageCache`), filled as images are read; None for none.
+        fast_decode: scaled JPEG decoding, see `ImageTransform`.
 
     Attributes:
         ground, aerial: lists of paths.  tiles: (N, T) int64, see `Listing`.
@@ -72,6 +77,7 @@ class PairDataset(Dataset, ABC):
     splits = ("train", "val")
     tree = ""
     one_to_one = True  # every panorama has a tile of its own, and the gallery holds no others
+    crop_ground = None  # gives the part of a stored panorama that is used; None for all of it
     visits = 1  # times a training epoch sees each positive tile
 
     def __init__(
@@ -85,6 +91,9 @@ class PairDataset(Dataset, ABC):
         augment=False,
         seed=0,
         check_files=True,
+        pixels=False,
+        cache=None,
+        fast_decode=False,
     ):
         if view not in VIEWS:
             raise ValueError(f"view is {view!r}; expected one of {', '.join(VIEWS)}")
@@ -99,9 +108,11 @@ class PairDataset(Dataset, ABC):
         if not self.ground:
             raise self.wrong_root(self.root, f"none of the pairs of split {split} has both its images")
         sizes = INPUT_SIZES[self.name]
-        self.ground_transform = image_transform(ground_size or sizes.ground, self.crop_ground)
-        self.aerial_transform = image_transform(aerial_size or sizes.aerial)
-        self.fov, self.augment, self.seed = fov, augment, seed
+        images = ImageFiles if cache is None else partial(ImageCache, cache)
+        ground_transform = ImageTransform(ground_size or sizes.ground, self.crop_ground, fast_decode)
+        self.ground_images = images(self.ground, ground_transform)
+        self.aerial_images = images(self.aerial, ImageTransform(aerial_size or sizes.aerial, fast=fast_decode))
+        self.fov, self.augment, self.seed, self.pixels = fov, augment, seed, pixels
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # loader workers see it change
 
     # What a layout says of itself.
@@ -134,11 +145,6 @@ class PairDataset(Dataset, ABC):
             f"holds it):\n{cls.tree}"
         )
 
-    @staticmethod
-    def crop_ground(image):
-        """What of the stored panorama is used; all of it unless a layout says otherwise."""
-        return image
-
     # Samples.
 
     def set_epoch(self, epoch):
@@ -166,24 +172,27 @@ class PairDataset(Dataset, ABC):
 
     def __getitem__(self, index):
         if self.view == "aerial":
-            return View(self.load_aerial(index), index)
+            return View(self._finish(self.load_aerial(index)), index)
         if self.view == "ground":
-            return View(self._cut(self.load_ground(index), fov_angle(self.seed, index)), index)
+            return View(self._finish(self.load_ground(index), fov_angle(self.seed, index)), index)
         ground, aerial, epoch = self.load_ground(index), self.load_aerial(int(self.tiles[index, 0])), int(self._epoch)
         if self.augment:
             ground, aerial = turn_pair(ground, aerial, *turn_of(self.seed, index, epoch))
-        return Pair(self._cut(ground, fov_angle(self.seed, index, epoch)), aerial, index)
+        return Pair(self._finish(ground, fov_angle(self.seed, index, epoch)), self._finish(aerial), index)
 
     def load_ground(self, index):
-        """(3, H, W) float tensor of panorama `index`, all around."""
-        return self.ground_transform(read_image(self.ground[index]))
+        """(3, H, W) uint8 tensor of panorama `index`, all around."""
+        return torch.from_numpy(self.ground_images.pixels(index)).movedim(-1, 0)
 
     def load_aerial(self, index):
-        """(3, H, W) float tensor of tile `index`."""
-        return self.aerial_transform(read_image(self.aerial[index]))
+        """(3, H, W) uint8 tensor of tile `index`."""
+        return torch.from_numpy(self.aerial_images.pixels(index)).movedim(-1, 0)
 
-    def _cut(self, ground, angle):
-        return ground if self.fov in (0, 360) else crop_field_of_view(ground, self.fov, angle)
+    def _finish(self, image, angle=None):
+        """Cut a panorama (given its angle) to the field of view; floats unless pixels are asked for."""
+        if angle is not None and self.fov not in (0, 360):
+            image = crop_field_of_view(image, self.fov, angle)
+        return image if self.pixels else normalise(image)
 
     def _drop_missing(self, listing):
         """Leave out what is not on disk, by one listing of each folder; rows of `tiles` follow the gallery."""
@@ -201,19 +210,6 @@ class PairDataset(Dataset, ABC):
         ground = [path for path, kept in zip(listing.ground, keep, strict=True) if kept]
         aerial = [path for path, kept in zip(listing.aerial, has_aerial, strict=True) if kept]
         return Listing(ground, aerial, tiles)
-
-
-def read_image(path):
-    """An RGB image.
-
-    Raises:
-        UserError: no such file, or not an image that can be read to its end.
-    """
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} cannot be read as an image ({error}); replace the file or remove it") from error
 
 
 def exist(paths):

@@ -8,12 +8,13 @@ from dataset.vigor import VIGOR
 LAYOUTS = {"cvusa": CVUSA, "cvact": CVACT, "vigor": VIGOR, "pairs": Pairs}
 
 
-def build_datasets(args):
+def build_datasets(args, pixels=False):
     """Training pairs, queries and gallery of the run that `args` describes.
 
     Args:
         args: parsed options: dataset, data_root, cross, vigor_labels, ground_size, aerial_size, fov, augment, seed,
-            evaluate.
+            evaluate, and, where there, cache and fast_decode.
+        pixels: images as uint8, which `utils.images.to_device` normalises, instead of floats.
 
     Returns:
         (train, query, reference): a `PairDataset` of view "pair" (None with `args.evaluate`), one of view "ground"
@@ -28,6 +29,9 @@ def build_datasets(args):
         "aerial_size": args.aerial_size,
         "fov": args.fov,
         "seed": args.seed or 0,
+        "pixels": pixels,
+        "cache": getattr(args, "cache", None),
+        "fast_decode": getattr(args, "fast_decode", False),
     }
     if layout is VIGOR:
         kwargs |= {"cross": args.cross, "labels": args.vigor_labels}

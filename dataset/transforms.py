@@ -1,25 +1,58 @@
 """From a stored image to what the network sees."""
 
 import numpy as np
-from torchvision import transforms
+import PIL
+from PIL import Image, features
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+from utils.errors import UserError
 
 
-def image_transform(size, crop=None):
-    """PIL RGB image -> (3, H, W) float32 tensor: crop, resize, [0, 1], minus ImageNet mean, over std.
+class ImageTransform:
+    """An image file to the pixels of a network's input: crop, then resize (bilinear, antialiased).
 
     Args:
-        size: (H, W) in pixels; both sides given, so the aspect is not kept. Bilinear with antialiasing.
+        size: (H, W) in pixels; both sides given, so the aspect is not kept.
         crop: function of the PIL image, applied first; None for none.
+        fast: let the JPEG decoder scale down by 2, 4 or 8 where the result is still at least as large as `size`.
+            The pixels differ then by a few grey levels: the decoder averages blocks before the resize does.
+
+    Attributes:
+        tag: a text that differs where the pixels may (used as the key of a cache).
     """
-    steps = [
-        transforms.Resize(tuple(size), transforms.InterpolationMode.BILINEAR, antialias=True),
-        transforms.ToTensor(),
-        transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD),
-    ]
-    return transforms.Compose([transforms.Lambda(crop), *steps] if crop else steps)
+
+    def __init__(self, size, crop=None, fast=False):
+        self.size, self.crop, self.fast = tuple(size), crop, fast
+        codec = features.version("libjpeg_turbo") or features.version("jpg")
+        how = f"{'x'.join(map(str, self.size))} {crop.__qualname__ if crop else 'whole'}{' fast' if fast else ''}"
+        self.tag = f"{how}; Pillow {PIL.__version__}, JPEG {codec}"
+
+    def pixels(self, path):
+        """(H, W, 3) uint8 array of an image file. Errors as `read_image`."""
+        image = read_image(path, self._draft if self.fast else None)
+        if self.crop:
+            image = self.crop(image)
+        return np.array(image.resize(self.size[::-1], Image.Resampling.BILINEAR))
+
+    def _draft(self, image):
+        """Ask the decoder for the smallest size that leaves the resize nothing to enlarge."""
+        used = self.crop(Image.new("1", image.size)) if self.crop else image
+        height, width = self.size
+        image.draft("RGB", (-(-width * image.width // used.width), -(-height * image.height // used.height)))
+
+
+def read_image(path, prepare=None):
+    """An RGB image; `prepare` is given the opened image before it is decoded.
+
+    Raises:
+        UserError: no such file, or not an image that can be read to its end.
+    """
+    try:
+        with Image.open(path) as image:
+            if prepare:
+                prepare(image)
+            return image.convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path} cannot be read as an image ({error}); replace the file or remove it") from error
 
 
 def crop_middle_half(image):

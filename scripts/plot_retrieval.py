@@ -56,7 +56,7 @@ def draw_examples(q, r, query, reference, shown, ranks):
     """A page: one row a query, the panorama and its TOP most similar tiles."""
     import matplotlib.pyplot as plt
 
-    from dataset.base import read_image
+    from dataset.transforms import read_image
 
     figure, axes = plt.subplots(
         len(shown), 1 + TOP, figsize=(13, 1.75 * len(shown)), width_ratios=[3.4] + [1] * TOP, squeeze=False

@@ -8,8 +8,9 @@ from PIL import Image
 from torchvision.transforms import functional as F
 
 from dataset import CVACT, CVUSA, VIGOR, Pairs, build_datasets
-from dataset.transforms import IMAGENET_MEAN, IMAGENET_STD, crop_field_of_view, fov_angle, turn_of, turn_pair
+from dataset.transforms import crop_field_of_view, fov_angle, turn_of, turn_pair
 from utils.errors import UserError
+from utils.images import IMAGENET_MEAN, IMAGENET_STD
 
 LAYOUTS = {"cvusa": CVUSA, "cvact": CVACT, "vigor": VIGOR, "pairs": Pairs}
 

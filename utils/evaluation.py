@@ -4,6 +4,7 @@ import torch
 from torch.utils.data import DataLoader, Subset
 
 from utils import distributed
+from utils.images import collate, to_device
 from utils.launch import loader_workers
 from utils.logging import progress_bar
 from utils.metrics import Ranks, rank_queries, summarise
@@ -37,6 +38,7 @@ def extract(encoder, images, args, device, label):
         num_workers=loader_workers(args),
         pin_memory=device.type == "cuda",
         worker_init_fn=seed_worker,
+        collate_fn=collate,
     )
     own = torch.empty(stop - start, encoder.dim)
     done = 0
@@ -46,10 +48,6 @@ def extract(encoder, images, args, device, label):
         own[done : done + len(image)] = rows.float().cpu()
         done += len(image)
     return distributed.gather_rows(own, len(images))
-
-
-def to_device(images, device):
-    return images.to(device, non_blocking=True, memory_format=torch.channels_last)
 
 
 def precision(args, device):

@@ -78,6 +78,18 @@ def _add_data(group):
         help="turn (by quarters) and mirror both views of a training pair together; the paper has no augmentation",
     )
     group.add_argument(
+        "--cache",
+        type=Path,
+        metavar="DIR",
+        help="keep resized images there, as first read or as scripts/build_cache.py made them, and read them from "
+        "there; the pixels stay the same",
+    )
+    group.add_argument(
+        "--fast-decode",
+        action="store_true",
+        help="let the JPEG decoder scale large images down: faster, and pixels differ by a few grey levels",
+    )
+    group.add_argument(
         "-j",
         "--workers",
         default=None,
