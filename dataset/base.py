@@ -12,12 +12,13 @@ import torch
 from torch.utils.data import Dataset
 
 from dataset.cache import ImageCache, ImageFiles
-from dataset.transforms import ImageTransform, crop_field_of_view, fov_angle, turn_of, turn_pair
+from dataset.transforms import ImageTransform, crop_field_of_view, crop_to_north, fov_angle, turn_of, turn_pair
 from utils.errors import UserError
 from utils.images import normalise
 from utils.paper import INPUT_SIZES
 
 VIEWS = ("pair", "ground", "aerial")
+ORIENTATIONS = ("aligned", "unknown")
 
 
 class Pair(NamedTuple):
@@ -55,8 +56,10 @@ class PairDataset(Dataset, ABC):
         split: "train", "val" or "test"; the names a layout knows stand in `splits`.
         view: "pair" yields `Pair` per panorama; "ground" and "aerial" yield `View` per query or gallery tile.
         ground_size, aerial_size: network input (H, W) in pixels; default: the paper's.
-        fov: horizontal field of view of the panoramas in degrees (0 or 360: all of it); the angle is random in
-            training, fixed per (seed, index) otherwise.
+        fov: horizontal field of view of the panoramas in degrees (0 or 360: all of it).
+        orientation: "aligned" panoramas are centred on north; "unknown" ones are turned by an angle that is random
+            in training and fixed per (seed, index) otherwise. Default: aligned with the whole field of view, else
+            unknown (as published).
         augment: turn and mirror both views of a training pair together (`turn_pair`), anew in every epoch.
         seed: of the angles.
         check_files: look for every file, drop what is missing and count it in `missing`.
@@ -88,6 +91,7 @@ class PairDataset(Dataset, ABC):
         ground_size=None,
         aerial_size=None,
         fov=0,
+        orientation=None,
         augment=False,
         seed=0,
         check_files=True,
@@ -112,7 +116,11 @@ class PairDataset(Dataset, ABC):
         ground_transform = ImageTransform(ground_size or sizes.ground, self.crop_ground, fast_decode)
         self.ground_images = images(self.ground, ground_transform)
         self.aerial_images = images(self.aerial, ImageTransform(aerial_size or sizes.aerial, fast=fast_decode))
-        self.fov, self.augment, self.seed, self.pixels = fov, augment, seed, pixels
+        self.fov = fov or 360
+        self.orientation = orientation or ("aligned" if self.fov == 360 else "unknown")
+        if self.orientation not in ORIENTATIONS:
+            raise ValueError(f"orientation is {orientation!r}; expected one of {', '.join(ORIENTATIONS)}")
+        self.augment, self.seed, self.pixels = augment, seed, pixels
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # loader workers see it change
 
     # What a layout says of itself.
@@ -174,11 +182,11 @@ class PairDataset(Dataset, ABC):
         if self.view == "aerial":
             return View(self._finish(self.load_aerial(index)), index)
         if self.view == "ground":
-            return View(self._finish(self.load_ground(index), fov_angle(self.seed, index)), index)
+            return View(self._finish(self._seen(self.load_ground(index), index)), index)
         ground, aerial, epoch = self.load_ground(index), self.load_aerial(int(self.tiles[index, 0])), int(self._epoch)
         if self.augment:
             ground, aerial = turn_pair(ground, aerial, *turn_of(self.seed, index, epoch))
-        return Pair(self._finish(ground, fov_angle(self.seed, index, epoch)), self._finish(aerial), index)
+        return Pair(self._finish(self._seen(ground, index, epoch)), self._finish(aerial), index)
 
     def load_ground(self, index):
         """(3, H, W) uint8 tensor of panorama `index`, all around."""
@@ -188,10 +196,13 @@ class PairDataset(Dataset, ABC):
         """(3, H, W) uint8 tensor of tile `index`."""
         return torch.from_numpy(self.aerial_images.pixels(index)).movedim(-1, 0)
 
-    def _finish(self, image, angle=None):
-        """Cut a panorama (given its angle) to the field of view; floats unless pixels are asked for."""
-        if angle is not None and self.fov not in (0, 360):
-            image = crop_field_of_view(image, self.fov, angle)
+    def _seen(self, panorama, index, epoch=None):
+        """What the camera sees of a panorama: its orientation and field of view."""
+        if self.orientation == "unknown":
+            return crop_field_of_view(panorama, self.fov, fov_angle(self.seed, index, epoch))
+        return crop_to_north(panorama, self.fov)
+
+    def _finish(self, image):
         return image if self.pixels else normalise(image)
 
     def _drop_missing(self, listing):

@@ -13,7 +13,7 @@ def build_datasets(args, pixels=False):
 
     Args:
         args: parsed options: dataset, data_root, cross, vigor_labels, ground_size, aerial_size, fov, augment, seed,
-            evaluate, and, where there, cache and fast_decode.
+            evaluate, and, where there, orientation, cache and fast_decode.
         pixels: images as uint8, which `utils.images.to_device` normalises, instead of floats.
 
     Returns:
@@ -28,6 +28,7 @@ def build_datasets(args, pixels=False):
         "ground_size": args.ground_size,
         "aerial_size": args.aerial_size,
         "fov": args.fov,
+        "orientation": getattr(args, "orientation", None),
         "seed": args.seed or 0,
         "pixels": pixels,
         "cache": getattr(args, "cache", None),

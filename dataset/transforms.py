@@ -71,6 +71,13 @@ def crop_field_of_view(image, fov, angle):
     return image.roll(shift, dims=-1)[..., : width * fov // 360]
 
 
+def crop_to_north(image, fov):
+    """The middle `fov` degrees of a north-aligned panorama: (3, H, W) -> (3, H, W * fov // 360), centred on north."""
+    width = image.shape[-1] * fov // 360
+    start = (image.shape[-1] - width) // 2
+    return image[..., start : start + width]
+
+
 def turn_pair(ground, aerial, turns, mirror):
     """The same place with the compass turned: both views stay aligned, pixel for pixel.
 

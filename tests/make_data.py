@@ -7,6 +7,7 @@ from scipy.io import savemat
 TRAIN, TEST = 40, 7
 CITIES = ("NewYork", "Seattle", "SanFrancisco", "Chicago")
 GRID = 12  # tiles along each side of a test city
+CITY_TILES = 64  # of each city of the procedural VIGOR
 SMALL = [
     *("--arch", "test_convnext", "--dim", "256", "--pretrained", "none"),
     *("--ground-size", "32", "128", "--aerial-size", "64", "64", "--workers", "0", "--seed", "3"),

@@ -47,10 +47,11 @@ def shell(command, **env):
     )
 
 
+@pytest.mark.parametrize(("data", "tiles"), [("roots", make_data.GRID**2), ("city_roots", make_data.CITY_TILES)])
 @pytest.mark.parametrize("name", RUNS)
-def test_each_pair_of_commands_trains_and_evaluates(roots, name):
+def test_each_pair_of_commands_trains_and_evaluates(request, data, tiles, name):
     """As written, but for the data, a smaller network with its --dim, one epoch, and a free port."""
-    root = str(roots[name.split("_")[0]])
+    root = str(request.getfixturevalue(data)[name.split("_")[0]])
     small = ["--data-root", root, *make_data.SMALL, "--dist-url", "tcp://localhost:0"]
     out = Path(f"result_{name}")
     trained = train.main([*shlex.split(TRAIN[name]), *small, "--epochs", "1"])
@@ -61,7 +62,7 @@ def test_each_pair_of_commands_trains_and_evaluates(roots, name):
     record = json.loads((out / "metrics.json").read_text())
     cities = {"vigor": 4, "vigor_cross": 2}.get(name)
     assert record["dataset"] == name and record["epoch"] == 1
-    assert record["gallery"] == (cities * make_data.GRID**2 if cities else make_data.TEST)
+    assert record["gallery"] == (cities * tiles if cities else make_data.TEST)
     assert np.load(out / "sat_global_descriptor.npy").shape == (record["gallery"], 256)
     if cities:
         assert record["R@1"] <= record["Hit"] <= 100

@@ -211,6 +211,24 @@ def test_a_field_of_view_goes_around_the_seam():
     assert view[0, 0].tolist() == [*range(330, 360), *range(60)]
 
 
+def test_orientation_is_a_choice_of_its_own(roots):
+    kwargs = {"ground_size": (32, 128), "seed": 5}
+    whole = CVUSA(roots["cvusa"], "val", "ground", **kwargs)
+    for fov in (90, 180):
+        ahead = CVUSA(roots["cvusa"], "val", "ground", fov=fov, orientation="aligned", **kwargs)[2].image
+        width = 128 * fov // 360
+        assert torch.equal(ahead, whole[2].image[..., 64 - width // 2 : 64 + width // 2])  # north in the middle
+    turned = CVUSA(roots["cvusa"], "val", "ground", orientation="unknown", **kwargs)
+    assert torch.equal(turned[2].image, whole[2].image.roll(int(128 * fov_angle(5, 2) / 360), -1))
+    assert torch.equal(turned[2].image, turned[2].image)
+    train = CVUSA(roots["cvusa"], "train", orientation="unknown", **kwargs)
+    before = train[0].ground
+    train.set_epoch(1)
+    assert not torch.equal(train[0].ground, before)
+    with pytest.raises(ValueError, match="orientation"):
+        CVUSA(roots["cvusa"], "val", orientation="north")
+
+
 @pytest.mark.parametrize("cross", [False, True])
 def test_build_datasets_gives_what_a_run_needs(roots, cross):
     args = SimpleNamespace(

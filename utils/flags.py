@@ -69,8 +69,13 @@ def _add_data(group):
         default=0,
         type=int,
         metavar="DEG",
-        help="horizontal field of view of the panoramas, turned at random in training and by a fixed angle per image "
-        "in evaluation (default: 0, all 360 degrees)",
+        help="horizontal field of view of the panoramas (default: 0, all 360 degrees)",
+    )
+    group.add_argument(
+        "--orientation",
+        choices=("aligned", "unknown"),
+        help="aligned: panoramas centred on north; unknown: turned, at random in training and by a fixed angle per "
+        "image in evaluation (default: aligned, with a smaller --fov unknown, as published)",
     )
     group.add_argument(
         "--augment",

@@ -1,0 +1,206 @@
+#!/usr/bin/env python
+"""Train every variant on every data set with every seed, and set the results side by side.
+
+    python scripts/run_grid.py --out runs/grid --seeds 0 1 2 --jobs 2 \\
+        --common "--arch convnext_atto --pretrained none --epochs 10 ..." \\
+        --data "CVUSA=--dataset cvusa --data-root data/cvusa" --data "VIGOR=--dataset vigor --data-root data/vigor" \\
+        --variant "FRM=" --variant "one average=--pool gap"
+
+A variant's flags come last, so they override the common ones. A run that is finished is not run again: interrupted and
+started once more, the grid goes on. Writes, after every run, results.csv (a line per run), table.md (mean and
+standard deviation over seeds) and, at the end, plot.png and plot.pdf to --out.
+"""
+
+import argparse
+import csv
+import json
+import os
+import shlex
+import statistics
+import subprocess
+import sys
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from utils.errors import UserError
+from utils.launch import cores
+from utils.logging import progress_bar
+
+TRAIN = Path(__file__).resolve().parents[1] / "train.py"
+
+
+class Run(NamedTuple):
+    """One training: names of its data and variant, its seed, all flags but --save_path."""
+
+    data: str
+    variant: str
+    seed: int
+    flags: list
+
+    def folder(self, out):
+        return out / _slug(self.data) / _slug(self.variant) / f"seed-{self.seed}"
+
+    def metrics(self, out):
+        """The run's last metrics, or None where it has not ended with these flags."""
+        try:
+            if json.loads((self.folder(out) / "grid.json").read_text(encoding="utf-8")) != self.flags:
+                return None
+            return json.loads((self.folder(out) / "metrics.json").read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+
+
+def named(text):
+    """ "name=flags" -> (name, [flag, ...])."""
+    name, sign, flags = text.partition("=")
+    if not sign or not name.strip():
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=FLAGS")
+    return name.strip(), shlex.split(flags)
+
+
+def grid(args):
+    """All runs, every variant of the first seed first: an interrupted grid can be compared."""
+    common = shlex.split(args.common)
+    return [
+        Run(data, variant, seed, [*common, *data_flags, *flags, "--seed", str(seed)])
+        for seed in args.seeds
+        for data, data_flags in args.data
+        for variant, flags in args.variant
+    ]
+
+
+def train(run, out, threads):
+    """Run train.py in a process of its own; its words go to train.txt. Raises UserError where it fails."""
+    folder = run.folder(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "grid.json").unlink(missing_ok=True)
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    command = [sys.executable, str(TRAIN), *run.flags, "--save_path", str(folder)]
+    with open(folder / "train.txt", "w", encoding="utf-8") as words:
+        code = subprocess.run(command, stdout=words, stderr=subprocess.STDOUT, env=environment, check=False).returncode
+    if code:
+        last = (folder / "train.txt").read_text(encoding="utf-8").strip().splitlines()[-1:]
+        raise UserError(f"{run.data}, {run.variant}, seed {run.seed} ended with code {code}: {' '.join(last)}")
+    for large in ("checkpoint.pth.tar", "model_best.pth.tar"):
+        (folder / large).unlink(missing_ok=True)
+    (folder / "grid.json").write_text(json.dumps(run.flags), encoding="utf-8")
+
+
+def collect(runs, out):
+    """{(data, variant): {measure: [value of each finished seed]}} in the grid's order."""
+    results = defaultdict(lambda: defaultdict(list))
+    for run in runs:
+        for name, value in (run.metrics(out) or {}).items():
+            if name.startswith(("R@", "Hit")):
+                results[run.data, run.variant][name].append(value)
+    return results
+
+
+def spread(values):
+    """Mean and standard deviation over seeds as text."""
+    if not values:
+        return ""
+    deviation = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.1f}{deviation}"
+
+
+def write_results(runs, out):
+    """results.csv and table.md of the runs that are finished."""
+    done = [(run, run.metrics(out)) for run in runs]
+    done = [(run, metrics) for run, metrics in done if metrics]
+    names = list(dict.fromkeys(name for _, m in done for name in m if name.startswith(("R@", "Hit"))))
+    with open(out / "results.csv", "w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(["data", "variant", "seed", *names, "epochs", "flags"])
+        for run, m in done:
+            values = [m.get(name, "") for name in names]
+            table.writerow([run.data, run.variant, run.seed, *values, m["epoch"], shlex.join(run.flags)])
+    results = collect(runs, out)
+    datasets, variants = _order(runs)
+    lines = ["| | " + " | ".join(datasets) + " |", "|---|" + "---|" * len(datasets)]
+    for variant in variants:
+        cells = [spread(results[data, variant]["R@1"]) for data in datasets]
+        lines.append(f"| {variant} | " + " | ".join(cells) + " |")
+    (out / "table.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return "\n".join(lines)
+
+
+def plot(runs, out):
+    """Bars of mean R@1 with every seed's value as a dot."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    results = collect(runs, out)
+    datasets, variants = _order(runs)
+    figure, axes = plt.subplots(
+        1, len(datasets), figsize=(1.5 + 3.2 * len(datasets), 0.9 + 0.42 * len(variants)), sharey=True, squeeze=False
+    )
+    for axis, data in zip(axes[0], datasets, strict=True):
+        for row, variant in enumerate(variants):
+            values = results[data, variant]["R@1"]
+            if values:
+                axis.barh(row, statistics.mean(values), color="C0" if row == 0 else "C7", alpha=0.6, height=0.7)
+                axis.plot(values, [row] * len(values), "k.", markersize=5)
+        axis.set(title=data, xlabel="R@1 (%)", yticks=range(len(variants)), yticklabels=variants)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0, 0].invert_yaxis()
+    figure.tight_layout()
+    for ending in ("png", "pdf"):
+        figure.savefig(out / f"plot.{ending}", dpi=150)
+
+
+def _order(runs):
+    return list(dict.fromkeys(run.data for run in runs)), list(dict.fromkeys(run.variant for run in runs))
+
+
+def _slug(name):
+    return "".join(c if c.isalnum() else "-" for c in name.lower()).strip("-")
+
+
+def run_grid(args):
+    runs = grid(args)
+    args.out.mkdir(parents=True, exist_ok=True)
+    waiting = [run for run in runs if run.metrics(args.out) is None]
+    print(f"{len(runs)} runs, {len(runs) - len(waiting)} finished before; {args.jobs} at a time")
+    pool = ThreadPoolExecutor(args.jobs)
+    try:
+        futures = {pool.submit(train, run, args.out, max(1, cores() // args.jobs)): run for run in waiting}
+        for future in progress_bar(as_completed(futures), "grid", total=len(futures)):
+            future.result()
+            run = futures[future]
+            print(f"{run.data}, {run.variant}, seed {run.seed}: R@1 {run.metrics(args.out)['R@1']:.1f}", flush=True)
+            write_results(runs, args.out)
+    finally:
+        pool.shutdown(cancel_futures=True)
+    print("\nR@1 in percent, mean and standard deviation over seeds\n\n" + write_results(runs, args.out))
+    plot(runs, args.out)
+    print(f"\nSee {args.out}/results.csv, table.md and plot.png.")
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", required=True, type=Path, help="folder of the runs and the results")
+    parser.add_argument("--data", required=True, type=named, action="append", metavar="NAME=FLAGS")
+    parser.add_argument("--variant", required=True, type=named, action="append", metavar="NAME=FLAGS")
+    parser.add_argument("--common", default="", metavar="FLAGS", help="flags of all runs")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time; they share the cores (default: 1)")
+    args = parser.parse_args(argv)
+    try:
+        run_grid(args)
+    except UserError as error:
+        print(f"run_grid.py: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("run_grid.py: interrupted; the same command goes on", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+if __name__ == "__main__":
+    main()
