@@ -65,7 +65,7 @@ def draw_examples(q, r, query, reference, shown, ranks):
         similarity = r @ q[i]
         best = np.argsort(-similarity, kind="stable")[:TOP]
         panorama = read_image(query.ground[i])
-        row[0].imshow(query.crop_ground(panorama), aspect="auto")
+        row[0].imshow(query.crop_ground(panorama) if query.crop_ground else panorama, aspect="auto")
         row[0].set_ylabel(f"rank {ranks[i] + 1}", fontsize=9)
         for axis, j in zip(row[1:], best, strict=False):
             axis.imshow(read_image(reference.aerial[j]))
