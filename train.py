@@ -25,13 +25,13 @@ from model.frgeo import build_model
 from utils import distributed
 from utils.checkpoint import load_checkpoint, load_weights, model_options
 from utils.errors import UserError
-from utils.evaluation import evaluate, precision
+from utils.evaluation import evaluate, precision, read_descriptors, score
 from utils.images import collate, to_device
 from utils.launch import launch, loader_workers
 from utils.logging import describe_metrics, log_setup, log_training, progress_bar, start_logging, stop_logging
 from utils.options import recorded, run_name, settle_model_options
 from utils.run_files import RunFiles
-from utils.seeding import loader_generator, seed_process, seed_worker, set_deterministic
+from utils.seeding import loader_generator, seed_process, seed_worker, set_kernels
 
 log = logging.getLogger(__name__)
 
@@ -64,13 +64,15 @@ def main(argv=None):
 def check_inputs(args):
     """Tell at once, before any process starts, that the data or the weights are not there."""
     LAYOUTS[args.dataset].find_root(args.data_root)
-    if args.evaluate:
+    if args.evaluate and not args.descriptors:
         RunFiles(args.save_path).weights_to_evaluate(args.weights)
 
 
 def run(args, device):
     """One process's part of a run: read, build, then evaluate or train. Returns the last metrics on rank 0."""
     files = RunFiles(args.save_path)
+    if args.descriptors:
+        return rescore(args, device, files)
     source = files.weights_to_evaluate(args.weights) if args.evaluate else args.resume or args.weights
     state = load_checkpoint(source) if source else None
     taken = settle_model_options(args, model_options(state) if state else {})
@@ -79,7 +81,7 @@ def run(args, device):
         args.seed = distributed.broadcast_object(secrets.randbelow(2**31) if stored is None else stored)
     datasets = build_datasets(args, pixels=True)
 
-    set_deterministic(args.deterministic)
+    set_kernels(args.deterministic, args.tf32)
     seed_process(args.seed)
     pretrained = {"imagenet": True, "none": False}.get(args.pretrained, args.pretrained)
     # Rank 0's weights reach the others when DistributedDataParallel is built.
@@ -87,6 +89,7 @@ def run(args, device):
 
     told = load_weights(model, state) if state else {}
     model.to(device, memory_format=torch.channels_last)
+    model.tune(args.grad_checkpointing, args.compile)
     training = None if args.evaluate else prepare_training(args, model, datasets[0], device, state)
     del state  # as large as model, moments and mining memory together
 
@@ -102,6 +105,20 @@ def run(args, device):
         log.info("weights %s, epoch %s", source, told.get("epoch", "unknown"))
         return evaluate_and_record(model, datasets, args, device, files, source, told.get("epoch"))
     return train(model, datasets, training, args, device, files)
+
+
+def rescore(args, device, files):
+    """Metrics of descriptors that an earlier evaluation has written; no model is built."""
+    settle_model_options(args, {})
+    _, query, reference = datasets = build_datasets(args)
+    descriptors = read_descriptors(args.descriptors, query, reference)
+    if distributed.is_main():
+        files.open(fresh=False)
+    distributed.barrier()
+    start_logging(args.save_path)
+    started = time.perf_counter()
+    metrics = score(*descriptors, query, device)
+    return record(metrics, datasets, args, files, args.descriptors, None, started)
 
 
 class Training(NamedTuple):
@@ -261,17 +278,22 @@ def train_step(network, criterion, optimizer, ground, aerial, autocast):
 
 def evaluate_and_record(model, datasets, args, device, files, weights, epoch):
     """Evaluate on all processes; rank 0 writes metrics.json and, with -e, the descriptors, and gets the metrics."""
-    _, query, reference = datasets
     started = time.perf_counter()
-    metrics, descriptors = evaluate(model, query, reference, args, device)
+    metrics, descriptors = evaluate(model, *datasets[1:], args, device)
+    return record(metrics, datasets, args, files, weights, epoch, started, descriptors if args.evaluate else None)
+
+
+def record(metrics, datasets, args, files, weights, epoch, started, descriptors=None):
+    """Log and write an evaluation on rank 0. Returns its metrics there, None elsewhere."""
     if not distributed.is_main():
         return None
+    _, query, reference = datasets
     log.info(
         "%s %s: %s (%d queries, %d in the gallery, %.1f s)",
         run_name(args), query.split, describe_metrics(metrics), len(query), len(reference),
         time.perf_counter() - started,
     )  # fmt: skip
-    record = {
+    told = {
         "dataset": run_name(args),
         "split": query.split,
         "queries": len(query),
@@ -281,8 +303,8 @@ def evaluate_and_record(model, datasets, args, device, files, weights, epoch):
         "epoch": epoch,
     }
     if args.dataset == "vigor":
-        record["labels"] = args.vigor_labels
-    files.write_evaluation(metrics | record, descriptors if args.evaluate else None)
+        told["labels"] = args.vigor_labels
+    files.write_evaluation(metrics | told, descriptors)
     return metrics
 
 

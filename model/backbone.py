@@ -56,6 +56,18 @@ class Backbone(nn.Module):
     def forward(self, images):
         return self.net.forward_intermediates(images, indices=1, output_fmt="NCHW", intermediates_only=True)[-1]
 
+    def checkpoint_gradients(self):
+        """Recompute activations in the backward pass instead of keeping them.
+
+        Raises:
+            UserError: timm does not offer it for this network.
+        """
+        try:
+            self.net.set_grad_checkpointing(True)
+        except (AttributeError, AssertionError) as error:
+            name = type(self.net).__name__
+            raise UserError(f"--grad-checkpointing: timm does not offer it for {name}; leave it out") from error
+
     @torch.no_grad()
     def map_shape(self, image_size):
         """(C, h, w) of the map of one image of that size, found by running the network on zeros.

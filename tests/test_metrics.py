@@ -4,7 +4,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils.metrics import DescriptorError, positive_ranks, rank_queries, retrieval_metrics
+from utils import ranking
+from utils.descriptors import exact_similarity
+from utils.metrics import DescriptorError, positive_ranks, rank_queries, retrieval_metrics, summarise
 
 TIE = 1e-12  # float64 similarities closer than this are ties in the plain computation below
 
@@ -39,9 +41,10 @@ def plain(query, reference, labels, semi=None):
     noise=st.floats(0, 4),
     duplicates=st.booleans(),
     dtype=st.sampled_from([np.float64, np.float32, np.float16]),
+    fast=st.booleans(),
     seed=st.integers(0, 10**6),
 )
-def test_metrics_equal_float64_on_every_query(n, m, d, chunk, noise, duplicates, dtype, seed):
+def test_metrics_equal_float64_on_every_query(n, m, d, chunk, noise, duplicates, dtype, fast, seed):
     rng = np.random.default_rng(seed)
     reference = rng.standard_normal((m, d)) * rng.uniform(0.5, 2, (m, 1))
     labels = rng.integers(0, m, n)
@@ -54,8 +57,10 @@ def test_metrics_equal_float64_on_every_query(n, m, d, chunk, noise, duplicates,
     semi[rng.random(semi.shape) < 0.2] = -1
     ranks, expected = plain(query, reference, labels, semi)
     np.testing.assert_array_equal(positive_ranks(query, reference, labels, chunk=chunk), ranks)
-    found = retrieval_metrics(torch.from_numpy(query), reference, torch.from_numpy(labels), semi, chunk=chunk)
-    assert found == pytest.approx(expected, abs=1e-9)
+    found = rank_queries(torch.from_numpy(query), reference, torch.from_numpy(labels), semi, chunk, fast=fast)
+    np.testing.assert_array_equal(found.positive, ranks)
+    assert summarise(found, m) == pytest.approx(expected, abs=1e-9)
+    assert retrieval_metrics(query, reference, labels, semi) == pytest.approx(expected, abs=1e-9)
 
 
 def test_similarities_that_differ_beyond_float32_are_told_apart():
@@ -68,6 +73,55 @@ def test_similarities_that_differ_beyond_float32_are_told_apart():
     ranks, _ = plain(query, reference, labels)
     np.testing.assert_array_equal(positive_ranks(query, reference, labels, chunk=64), ranks)
     assert len(np.unique(ranks)) > 10
+
+
+@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize("noise", [0.5, 3, 100])  # clear, near, chance: bfloat16 decides most, few, or gives up
+def test_large_blocks_equal_one_float64_product(monkeypatch, fast, noise):
+    monkeypatch.setattr(ranking, "COLUMNS", 104)
+    rng = np.random.default_rng(2)
+    n, m, d = 700, 1111, 96
+    reference, labels = rng.standard_normal((m, d)), rng.integers(0, m, n)
+    query = reference[labels] + noise * rng.standard_normal((n, d))
+    semi = rng.integers(0, m, (n, 3))
+    q, r = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (query, reference))
+    similarity = q @ r.T
+    positive = similarity[np.arange(n), labels]
+    best = np.maximum(positive, np.take_along_axis(similarity, semi, 1).max(1))
+    found = rank_queries(query, reference, labels, semi, chunk=128, fast=fast, nearest=7)
+    np.testing.assert_array_equal(found.positive, (similarity > positive[:, None] + TIE).sum(1))
+    np.testing.assert_array_equal(found.cover, (similarity > best[:, None] + TIE).sum(1))
+    np.testing.assert_array_equal(found.nearest, np.argsort(-similarity, axis=1, kind="stable")[:, :7])
+
+
+def test_the_bfloat16_pass_decides_most_comparisons(monkeypatch):
+    """And what it decides lies within its bound: were it too small, the test above would fail at random."""
+    rng = np.random.default_rng(4)
+    reference, labels = rng.standard_normal((2000, 256)), np.arange(500)
+    query = reference[labels] + rng.standard_normal((500, 256))
+    asked = []
+
+    def counting(q, r, i, j):
+        asked.append(len(i))
+        return exact_similarity(q, r, i, j)
+
+    monkeypatch.setattr(ranking, "exact_similarity", counting)
+    monkeypatch.setattr(ranking, "_compare", None)  # float32 must not be needed
+    assert (rank_queries(query, reference, labels, fast=True).positive == 0).all()
+    assert 500 <= sum(asked) < 600  # the positives themselves, and hardly any other
+
+
+@pytest.mark.parametrize("m", [5, 8, 4096, 8 * 255 * 3 + 8])
+def test_counting_true_entries(m):
+    mask = torch.rand(9, m, generator=torch.Generator().manual_seed(0)) < torch.linspace(0, 1, 9)[:, None]
+    mask[-1] = True
+    assert torch.equal(ranking.count_true(mask), mask.sum(dim=1))
+
+
+def test_nearest_of_equal_items_come_in_order_of_number():
+    reference = np.repeat(np.eye(3), 4, axis=0)
+    found = rank_queries(np.array([[1.0, 0.5, 0.1]]), reference, np.array([0]), nearest=20)
+    np.testing.assert_array_equal(found.nearest, [np.arange(12)])
 
 
 def test_more_queries_than_gallery_and_small_galleries():

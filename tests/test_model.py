@@ -4,6 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from criterion import WBLoss
 from model import FeatureRecombination, FRGeo
 from utils.errors import UserError
 
@@ -178,3 +179,33 @@ def test_an_unreachable_hub_is_told_without_retries(monkeypatch):
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: None)
     with pytest.raises(UserError, match=r"no route to.*--pretrained none"):
         small(arch="convnext_atto", pretrained=True)
+
+
+def gradients(model, images):
+    model.zero_grad()
+    q, k = model(*images)
+    WBLoss()(q, k)[0].backward()
+    return [p.grad.clone() for p in model.parameters()]
+
+
+@pytest.mark.parametrize("arch", ["test_convnext", "test_vit", "test_resnet"])
+def test_recomputed_activations_give_the_same_gradients(arch):
+    torch.manual_seed(0)
+    model = FRGeo(arch=arch, ground_size=(64, 256), aerial_size=(128, 128)).eval()
+    images = torch.randn(4, 3, 64, 256), torch.randn(4, 3, 128, 128)
+    plain = gradients(model, images)
+    model.tune(grad_checkpointing=True)
+    for a, b in zip(plain, gradients(model, images), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_compiled_encoders_give_the_same_gradients_and_keys():
+    torch.manual_seed(0)
+    model = FRGeo(arch="test_convnext", ground_size=(32, 128), aerial_size=(64, 64))
+    keys = list(model.state_dict())
+    images = torch.randn(4, 3, 32, 128), torch.randn(4, 3, 64, 64)
+    plain = gradients(model, images)
+    model.tune(compiled=True, backend="aot_eager")  # traced and split like inductor's, without minutes of C++
+    for a, b in zip(plain, gradients(model, images), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+    assert list(model.state_dict()) == keys

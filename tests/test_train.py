@@ -231,3 +231,25 @@ def test_logging_leaves_no_handlers_behind(roots, tmp_path):
     before = list(logging.getLogger().handlers)
     train.main([*flags(roots["cvusa"], tmp_path), *ADAMW, "--epochs", "1"])
     assert logging.getLogger().handlers == before
+
+
+@pytest.mark.parametrize("dataset", ["cvusa", "vigor"])
+def test_descriptors_are_scored_without_a_model(roots, tmp_path, dataset):
+    trained = flags(roots[dataset], tmp_path / "r", *ADAMW, "--epochs", "1", dataset=dataset)
+    train.main(trained)
+    found = train.main([*flags(roots[dataset], tmp_path / "r", dataset=dataset), "-e"])
+    for path in tmp_path.rglob("*.pth.tar"):
+        path.unlink()
+    again = ["--dataset", dataset, "--data-root", str(roots[dataset]), "--save_path", str(tmp_path / "again")]
+    assert train.main([*again, "-e", "--descriptors", str(tmp_path / "r")]) == found
+    record = json.loads((tmp_path / "again" / "metrics.json").read_text())
+    assert record["weights"] == str(tmp_path / "r") and record["R@1"] == found["R@1"]
+
+
+def test_descriptors_that_do_not_fit_the_data_are_refused(roots, tmp_path, capsys):
+    np.save(tmp_path / "grd_global_descriptor.npy", np.eye(4))
+    common = ["--dataset", "cvusa", "--data-root", str(roots["cvusa"]), "--descriptors", str(tmp_path)]
+    for more, message in (([], "add -e"), (["-e"], "has shape (4, 4)"), (["-e", "--weights", "w"], "give one of them")):
+        with pytest.raises(SystemExit) as stop:
+            train.main([*common, *more])
+        assert stop.value.code == 2 and message in capsys.readouterr().err

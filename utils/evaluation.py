@@ -1,13 +1,18 @@
 """Descriptors of a split and their metrics, the work shared by all processes."""
 
+from pathlib import Path
+
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Subset
 
 from utils import distributed
+from utils.errors import UserError
 from utils.images import collate, to_device
 from utils.launch import loader_workers
 from utils.logging import progress_bar
 from utils.metrics import Ranks, rank_queries, summarise
+from utils.run_files import DESCRIPTOR_FILES
 from utils.seeding import seed_worker
 
 
@@ -20,12 +25,41 @@ def evaluate(model, query, reference, args, device):
     model.eval()
     q = extract(model.query_net, query, args, device, "queries")
     r = extract(model.reference_net, reference, args, device, "gallery")
+    return score(q, r, query, device), (q.numpy(), r.numpy())
+
+
+def score(q, r, query, device):
+    """Metrics in percent of (N, dim) and (M, dim) descriptors, every process comparing its share of the queries."""
     if device.type == "cuda":
-        r = r.to(device)
+        r = (r if isinstance(r, torch.Tensor) else torch.tensor(r)).to(device)
     ranks = rank_queries(q, r, query.labels, query.semi_positives, rows=distributed.shard(len(q)))
-    columns = torch.stack([torch.from_numpy(column) for column in ranks if column is not None], dim=1)
+    columns = torch.stack([torch.from_numpy(column) for column in ranks[:3] if column is not None], dim=1)
     columns = distributed.gather_rows(columns, len(q)).T.numpy()
-    return summarise(Ranks(*columns), len(r)), (q.numpy(), r.cpu().numpy())
+    return summarise(Ranks(*columns), len(r))
+
+
+def read_descriptors(folder, query, reference):
+    """The (N, dim) and (M, dim) descriptors that `-e` left in a folder, as memory maps.
+
+    Raises:
+        UserError: a file is missing, is no array of descriptors, or has not a row for every image.
+    """
+    found = []
+    for name, images in zip(DESCRIPTOR_FILES, (query, reference), strict=True):
+        path = Path(folder) / name
+        try:
+            rows = np.load(path, mmap_mode="r")
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"--descriptors {folder}: {name} cannot be read ({error}); give a folder that train.py -e has written"
+            ) from error
+        if rows.ndim != 2 or len(rows) != len(images):
+            raise UserError(
+                f"--descriptors {folder}: {name} has shape {rows.shape}, the data have {len(images)} images; give "
+                "the --data-root and the split that were evaluated"
+            )
+        found.append(rows)
+    return found
 
 
 @torch.inference_mode()

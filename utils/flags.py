@@ -191,6 +191,12 @@ def _add_optimiser(group):
 def _add_run(group):
     group.add_argument("-e", "--evaluate", action="store_true", help="evaluate weights instead of training")
     group.add_argument(
+        "--descriptors",
+        type=Path,
+        metavar="DIR",
+        help="with -e: score the two .npy files that an evaluation left there, without a model",
+    )
+    group.add_argument(
         "--save_path",
         "--save-path",
         type=Path,
@@ -251,6 +257,20 @@ def _add_machine(group):
         choices=("none", "bf16"),
         help="bf16: networks under bfloat16 autocast; loss, norms and optimiser stay float32 (default: none, as "
         "published)",
+    )
+    group.add_argument(
+        "--tf32",
+        choices=("on", "off"),
+        help="TensorFloat-32 on GPUs: for convolutions and matrix products, or for none (default: PyTorch's, "
+        "convolutions only)",
+    )
+    group.add_argument(
+        "--compile", action="store_true", help="compile the encoders (torch.compile): slower to start, then faster"
+    )
+    group.add_argument(
+        "--grad-checkpointing",
+        action="store_true",
+        help="recompute activations in the backward pass: less memory, about a third more time, the same gradients",
     )
     group.add_argument("--gpu", type=_count, metavar="N", help="the same as --device cuda:N")
     group.add_argument(

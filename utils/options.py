@@ -48,6 +48,10 @@ def check(args):
         raise UserError("--resume continues a training; to evaluate that file give -e --weights PATH")
     if args.resume is not None and args.weights is not None:
         raise UserError("--resume and --weights both say what to load; give one of them")
+    if args.descriptors is not None and not args.evaluate:
+        raise UserError("--descriptors is for evaluation; add -e")
+    if args.descriptors is not None and args.weights is not None:
+        raise UserError("--descriptors and --weights both say what to evaluate; give one of them")
     if args.nprocs is not None and not args.multiprocessing_distributed:
         raise UserError("--nprocs needs --multiprocessing-distributed; add it or leave --nprocs out")
     if args.world_size > 1 and not 0 <= args.rank < args.world_size:

@@ -17,6 +17,7 @@ WRITTEN_BY_TRAINING = (
     "metrics.jsonl",
     "metrics.json",
 )
+DESCRIPTOR_FILES = ("grd_global_descriptor.npy", "sat_global_descriptor.npy")  # of queries and gallery
 
 
 class RunFiles:
@@ -93,8 +94,8 @@ class RunFiles:
     def write_evaluation(self, record, descriptors=None):
         """metrics.json and, where given, (N, D) query and (M, D) gallery descriptors, un-normalised float32."""
         if descriptors is not None:
-            for name, rows in zip(("grd_global_descriptor", "sat_global_descriptor"), descriptors, strict=True):
-                np.save(self.folder / f"{name}.npy", rows)
+            for name, rows in zip(DESCRIPTOR_FILES, descriptors, strict=True):
+                np.save(self.folder / name, rows)
         write_json(self.metrics, record)
 
     @staticmethod

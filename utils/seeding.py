@@ -31,8 +31,10 @@ def loader_generator(seed, epoch=0, rank=0):
     return torch.Generator().manual_seed(int(state[0]))
 
 
-def set_deterministic(deterministic):
-    """Deterministic kernels only (slower), or the fastest that the device has."""
+def set_kernels(deterministic, tf32=None):
+    """Deterministic kernels only (slower), or the fastest that the device has; `tf32` "on", "off" or PyTorch's."""
+    if tf32 is not None:
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32 == "on"
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # asked for by CUDA's matrix products
     torch.use_deterministic_algorithms(deterministic)

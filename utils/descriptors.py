@@ -1,0 +1,88 @@
+"""A set of descriptors as the metrics need it: checked, normalised rows on demand, similarities in float64."""
+
+from copy import copy
+
+import numpy as np
+import torch
+
+from utils.errors import UserError
+
+EXACT_ROWS = 1024  # rows handled at once in float64
+COLLAPSED = 1e-6  # descriptors that differ by less than this in every normalised number are one and the same
+
+
+class DescriptorError(UserError, ValueError):
+    """Descriptors that must not be scored: not finite, zero or collapsed; or labels that do not fit them."""
+
+
+class Descriptors:
+    """(rows, dim) descriptors, NumPy or torch, on any device, held as they are; their norms in float64.
+
+    Raises:
+        DescriptorError: not (N, D) with N, D >= 1; NaN, infinite or zero rows; N > 1 rows that are all the same.
+    """
+
+    def __init__(self, data, name, device):
+        if getattr(data, "ndim", None) != 2 or 0 in data.shape:
+            raise DescriptorError(
+                f"{name} have shape {tuple(np.shape(data))}; expected (rows, numbers), none of them 0"
+            )
+        self.data, self.device = data, device
+        self.rows, self.dim = data.shape
+        self.inverse_norm = torch.empty(self.rows, dtype=torch.float64, device=device)
+        spread, first = 0.0, None
+        for start in range(0, self.rows, EXACT_ROWS):
+            block = self.block(slice(start, start + EXACT_ROWS)).double()
+            square = block.square().sum(dim=1)
+            if not torch.isfinite(square).all():
+                row = start + int((~torch.isfinite(square)).nonzero()[0])
+                raise DescriptorError(f"{name} are not finite (row {row} of {self.rows}); the training has diverged")
+            if (square == 0).any():
+                row = start + int((square == 0).nonzero()[0])
+                raise DescriptorError(f"{name} hold a zero vector (row {row} of {self.rows}): it has no direction")
+            inverse = square.rsqrt()
+            self.inverse_norm[start : start + len(block)] = inverse
+            if spread < COLLAPSED:  # one pair of rows that differ is enough
+                block *= inverse[:, None]
+                first = block[0].clone() if first is None else first
+                spread = max(spread, float((block - first).abs().max()))
+        if self.rows > 1 and spread < COLLAPSED:
+            raise DescriptorError(
+                f"{name} have collapsed: all {self.rows} are equal to within {COLLAPSED:g}; such a set would score "
+                "100 % and is refused"
+            )
+
+    def part(self, start, stop):
+        """Rows start .. stop as a set of their own."""
+        other = copy(self)
+        other.data, other.inverse_norm = self.data[start:stop], self.inverse_norm[start:stop]
+        other.rows = len(other.data)
+        return other
+
+    def unit(self, rows, dtype):
+        """L2-normalised rows (a slice, or indices on the device) in `dtype`."""
+        return self.block(rows).to(dtype) * self.inverse_norm[rows].to(dtype)[:, None]
+
+    def block(self, rows):
+        """Rows as a tensor on the device, in their own precision."""
+        if isinstance(self.data, torch.Tensor):
+            return self.data[rows if isinstance(rows, slice) else rows.to(self.data.device)].to(self.device)
+        index = rows if isinstance(rows, slice) else rows.cpu().numpy()
+        return torch.from_numpy(np.array(self.data[index])).to(self.device)
+
+
+def exact_similarity(q, r, i, j):
+    """Cosine similarities of rows i of q with rows j of r, (n,) float64; i and j are (n,) indices on the device."""
+    out = torch.empty(len(i), dtype=torch.float64, device=q.device)
+    for start in range(0, len(i), EXACT_ROWS // 2):
+        part = slice(start, start + EXACT_ROWS // 2)
+        out[part] = torch.linalg.vecdot(q.block(i[part]).double(), r.block(j[part]).double())
+    return out.mul_(q.inverse_norm[i]).mul_(r.inverse_norm[j])
+
+
+def rounding(dim, dtype):
+    """Bound on the error of a similarity of `dim` products that is due to rounding in `dtype`.
+
+    Unit vectors; rounding of inputs and norms included (Higham, Accuracy and Stability of Numerical Algorithms, 3.1).
+    """
+    return (dim + 16) * torch.finfo(dtype).eps / 2
