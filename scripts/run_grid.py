@@ -7,8 +7,8 @@
         --variant "FRM=" --variant "one average=--pool gap"
 
 A variant's flags come last, so they override the common ones. A run that is finished is not run again: interrupted and
-started once more, the grid goes on. Writes, after every run, results.csv (a line per run), table.md (mean and
-standard deviation over seeds) and, at the end, plot.png and plot.pdf to --out.
+started once more, the grid goes on, and grids in one --out share their runs. Writes there, after every run, NAME.csv (a
+line per run) and NAME.md (mean and standard deviation over seeds) and, at the end, NAME.png and NAME.pdf.
 """
 
 import argparse
@@ -108,16 +108,16 @@ def spread(values):
     return f"{statistics.mean(values):.1f}{deviation}"
 
 
-def write_results(runs, out):
-    """results.csv and table.md of the runs that are finished."""
+def write_results(runs, out, name):
+    """NAME.csv and NAME.md of the runs that are finished. Returns the table."""
     done = [(run, run.metrics(out)) for run in runs]
     done = [(run, metrics) for run, metrics in done if metrics]
-    names = list(dict.fromkeys(name for _, m in done for name in m if name.startswith(("R@", "Hit"))))
-    with open(out / "results.csv", "w", newline="", encoding="utf-8") as file:
+    measures = list(dict.fromkeys(key for _, m in done for key in m if key.startswith(("R@", "Hit"))))
+    with open(out / f"{name}.csv", "w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
-        table.writerow(["data", "variant", "seed", *names, "epochs", "flags"])
+        table.writerow(["data", "variant", "seed", *measures, "epochs", "flags"])
         for run, m in done:
-            values = [m.get(name, "") for name in names]
+            values = [m.get(key, "") for key in measures]
             table.writerow([run.data, run.variant, run.seed, *values, m["epoch"], shlex.join(run.flags)])
     results = collect(runs, out)
     datasets, variants = _order(runs)
@@ -125,11 +125,11 @@ def write_results(runs, out):
     for variant in variants:
         cells = [spread(results[data, variant]["R@1"]) for data in datasets]
         lines.append(f"| {variant} | " + " | ".join(cells) + " |")
-    (out / "table.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (out / f"{name}.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return "\n".join(lines)
 
 
-def plot(runs, out):
+def plot(runs, out, name):
     """Bars of mean R@1 with every seed's value as a dot."""
     import matplotlib
 
@@ -152,7 +152,7 @@ def plot(runs, out):
     axes[0, 0].invert_yaxis()
     figure.tight_layout()
     for ending in ("png", "pdf"):
-        figure.savefig(out / f"plot.{ending}", dpi=150)
+        figure.savefig(out / f"{name}.{ending}", dpi=150)
 
 
 def _order(runs):
@@ -175,12 +175,12 @@ def run_grid(args):
             future.result()
             run = futures[future]
             print(f"{run.data}, {run.variant}, seed {run.seed}: R@1 {run.metrics(args.out)['R@1']:.1f}", flush=True)
-            write_results(runs, args.out)
+            write_results(runs, args.out, args.name)
     finally:
         pool.shutdown(cancel_futures=True)
-    print("\nR@1 in percent, mean and standard deviation over seeds\n\n" + write_results(runs, args.out))
-    plot(runs, args.out)
-    print(f"\nSee {args.out}/results.csv, table.md and plot.png.")
+    print("\nR@1 in percent, mean and standard deviation over seeds\n\n" + write_results(runs, args.out, args.name))
+    plot(runs, args.out, args.name)
+    print(f"\nSee {args.out / args.name}.csv, .md, .png and .pdf.")
 
 
 def main(argv=None):
@@ -189,6 +189,7 @@ def main(argv=None):
     parser.add_argument("--data", required=True, type=named, action="append", metavar="NAME=FLAGS")
     parser.add_argument("--variant", required=True, type=named, action="append", metavar="NAME=FLAGS")
     parser.add_argument("--common", default="", metavar="FLAGS", help="flags of all runs")
+    parser.add_argument("--name", default="grid", help="of the files of results (default: grid)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time; they share the cores (default: 1)")
     args = parser.parse_args(argv)

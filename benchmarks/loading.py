@@ -1,0 +1,119 @@
+#!/usr/bin/env python
+"""Images per second and core at native sizes: torchvision's transforms, ours, the cache, scaled JPEG decoding.
+
+    python -m benchmarks.loading [--pairs 24]
+
+The images are the procedural city's, in the native sizes and formats. Each way gives batches of 16 pairs of normalised
+float32 tensors on the CPU, in one process with one thread. "plain" decodes, resizes and normalises image by image as
+the published code does; the others must give the same numbers (scaled decoding: how far it is off).
+"""
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from PIL import Image
+from torchvision import transforms
+
+from benchmarks.measure import in_turns
+from dataset import CVACT, CVUSA, VIGOR
+from dataset.city import write_city
+from utils.images import IMAGENET_MEAN, IMAGENET_STD, collate, to_device
+from utils.paper import INPUT_SIZES
+
+BATCH = 16
+HEADER = "| images/s per core | plain | here | `--fast-decode` | `--cache` | cache, times plain | same result |\n" + (
+    "|---|---|---|---|---|---|---|"
+)
+
+
+def write(layout, folder, pairs):
+    """The layout at native size with about that many training pairs."""
+    if layout is VIGOR:
+        return write_city("vigor", folder, panoramas=-(-pairs // 2), tiles=16, native=True)
+    counts = {"train": pairs, "test": 1} | ({"val": 1} if layout is CVACT else {})
+    return write_city(layout.name, folder, native=True, **counts)
+
+
+def plain_pair(data, index, sizes):
+    """A pair as float tensors, step by step."""
+    images = []
+    for path, size, crop in (
+        (data.ground[index], sizes.ground, data.crop_ground),
+        (data.aerial[data.labels[index]], sizes.aerial, None),
+    ):
+        image = Image.open(path).convert("RGB")
+        image = crop(image) if crop else image
+        steps = [transforms.Resize(size), transforms.ToTensor(), transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
+        images.append(transforms.Compose(steps)(image))
+    return images
+
+
+def all_plain(data):
+    sizes = INPUT_SIZES[data.name]
+    pairs = [plain_pair(data, i, sizes) for i in range(len(data))]
+    return [torch.stack(images) for images in zip(*pairs, strict=True)]
+
+
+def all_ours(data):
+    """The same through `PairDataset`, `collate` and `to_device`, batch by batch."""
+    out = []
+    for start in range(0, len(data), BATCH):
+        batch = collate([data[i] for i in range(start, min(start + BATCH, len(data)))])
+        out.append([to_device(images, torch.device("cpu")) for images in batch[:2]])
+    return [torch.cat(images) for images in zip(*out, strict=True)]
+
+
+def compare(layout, folder, pairs, rounds):
+    """A line of the table."""
+    root = write(layout, Path(folder) / layout.name, pairs)
+    kinds = {"here": {}, "fast": {"fast_decode": True}, "cache": {"cache": Path(folder) / "cache"}}
+    data = {name: layout(root, "train", pixels=True, **more) for name, more in kinds.items()}
+    all_ours(data["cache"])  # makes the cache
+    ways = {"plain": lambda: all_plain(data["here"])} | {
+        name: (lambda name=name: all_ours(data[name])) for name in kinds
+    }
+    best = in_turns(ways, rounds)
+    speed = {name: 2 * len(data["here"]) / measure.seconds for name, measure in best.items()}
+    same = all(
+        torch.equal(a, b)
+        for name in ("here", "cache")
+        for a, b in zip(best["plain"].result, best[name].result, strict=True)
+    )
+    off = torch.cat(
+        [(a - b).abs().flatten() for a, b in zip(*(best[n].result for n in ("plain", "fast")), strict=True)]
+    )
+    levels = 255 * sum(IMAGENET_STD) / 3
+    return (
+        f"| {layout.__name__} | {speed['plain']:.0f} | {speed['here']:.0f} | {speed['fast']:.0f} | {speed['cache']:.0f} "
+        f"| {speed['cache'] / speed['plain']:.0f} x | {'equal' if same else 'DIFFERENT'}; scaled decoding off by "
+        f"{levels * off.mean():.2f} grey levels on average |"
+    )
+
+
+def run(pairs=24, rounds=3):
+    """Lines of the table."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            return [compare(layout, folder, pairs, rounds) for layout in (CVUSA, CVACT, VIGOR)]
+    finally:
+        torch.set_num_threads(before)
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=24, help="pairs of each layout (default: 24)")
+    args = parser.parse_args(argv)
+    print(HEADER)
+    for line in run(args.pairs):
+        print(line)
+
+
+if __name__ == "__main__":
+    main()
