@@ -8,41 +8,17 @@ Reads what `train.py ... -e` left in SAVE_PATH: the descriptors, metrics.json an
 semi-positives green) and recall.png (share of queries whose positive is among the first k), each as PDF too.
 """
 
-import argparse
-import json
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from utils.errors import UserError
+from scripts.command import Parser, mistakes_told, positive
+from scripts.figures import GREEN, GREY, RED, load_evaluation, save_figure
 
 TOP = 5
-RED, GREEN, GREY = "#d62728", "#2ca02c", "#b0b0b0"
-
-
-def load_run(save_path, data_root=None):
-    """Descriptors (N, D) and (M, D), and the evaluation's query and gallery datasets."""
-    from dataset.build import build_datasets
-
-    folder = Path(save_path)
-    names = ("args.json", "metrics.json", "grd_global_descriptor.npy", "sat_global_descriptor.npy")
-    lacking = [name for name in names if not (folder / name).is_file()]
-    if lacking:
-        raise UserError(f"{folder} lacks {', '.join(lacking)}; run train.py -e with --save_path {folder} first")
-    args = json.loads((folder / "args.json").read_text(encoding="utf-8"))
-    args = SimpleNamespace(**args | {"data_root": data_root or args["data_root"], "evaluate": True})
-    _, query, reference = build_datasets(args)
-    descriptors = [np.load(folder / name) for name in names[2:]]
-    if (len(query), len(reference)) != tuple(map(len, descriptors)):
-        raise UserError(
-            f"{folder} holds descriptors of {len(descriptors[0])} queries and {len(descriptors[1])} gallery images, "
-            f"{args.data_root} has {len(query)} and {len(reference)}; give the --data-root of that evaluation"
-        )
-    return *(rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in descriptors), query, reference
 
 
 def choose(ranks, count, failures, seed):
@@ -108,38 +84,23 @@ def draw_recall(ranks, gallery, name):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("save_path", type=Path, help="folder of a run evaluated with -e")
     parser.add_argument("--data-root", help="folder of the data (default: the one the run was given)")
     parser.add_argument("--out", type=Path, help="folder to write to (default: SAVE_PATH)")
-    parser.add_argument("--queries", type=int, default=6, help="rows of the page (default: 6)")
+    parser.add_argument("--queries", type=positive, default=6, help="rows of the page (default: 6)")
     parser.add_argument("--failures", action="store_true", help="show the queries whose positive is ranked worst")
     parser.add_argument("--seed", type=int, default=0, help="of the draw of queries (default: 0)")
     args = parser.parse_args(argv)
-    if args.queries < 1:
-        parser.error(f"--queries {args.queries}: expected at least 1")
+    with mistakes_told("plot_retrieval.py"):
+        from utils.metrics import positive_ranks
 
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from utils.metrics import positive_ranks
-
-    try:
-        q, r, query, reference = load_run(args.save_path, args.data_root)
-    except UserError as error:
-        parser.error(str(error))
-    ranks = positive_ranks(q, r, query.labels)
-    out = args.out or args.save_path
-    out.mkdir(parents=True, exist_ok=True)
-    shown = choose(ranks, args.queries, args.failures, args.seed)
-    figures = {
-        "retrieval": draw_examples(q, r, query, reference, shown, ranks),
-        "recall": draw_recall(ranks, len(r), f"FRGeo, {query.name} {query.split}"),
-    }
-    for name, figure in figures.items():
-        for ending in ("png", "pdf"):
-            figure.savefig(out / f"{name}.{ending}", dpi=130)
-        print(f"wrote {out / name}.png and .pdf")
+        q, r, query, reference = load_evaluation(args.save_path, args.data_root)
+        ranks = positive_ranks(q, r, query.labels)
+        shown = choose(ranks, args.queries, args.failures, args.seed)
+        out = args.out or args.save_path
+        save_figure(draw_examples(q, r, query, reference, shown, ranks), out / "retrieval")
+        save_figure(draw_recall(ranks, len(r), f"FRGeo, {query.name} {query.split}"), out / "recall")
 
 
 if __name__ == "__main__":

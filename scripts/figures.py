@@ -1,0 +1,160 @@
+"""What the scripts that draw share: the files, data and weights of a run; figures written as PNG and PDF."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import matplotlib
+
+matplotlib.use("Agg")  # figures go to files; no display is needed
+
+import numpy as np
+
+from utils.errors import UserError
+
+RED, GREEN, GREY, BLUE, ORANGE = "#d62728", "#2ca02c", "#b0b0b0", "#1f77b4", "#e6861a"
+ENDINGS = ("png", "pdf")
+DESCRIPTORS = ("grd_global_descriptor.npy", "sat_global_descriptor.npy")
+
+
+def save_figure(figure, stem, dpi=130):
+    """Write `stem`.png and `stem`.pdf, make their folder, and say so.
+
+    Args:
+        figure: matplotlib figure; it is closed.  stem: path with or without one of the two endings.
+
+    Returns:
+        list of the two paths.
+
+    Raises:
+        UserError: the files cannot be written.
+    """
+    import matplotlib.pyplot as plt
+
+    stem = Path(stem)
+    if stem.suffix[1:] in ENDINGS:
+        stem = stem.with_suffix("")
+    paths = [stem.with_name(f"{stem.name}.{ending}") for ending in ENDINGS]
+    try:
+        stem.parent.mkdir(parents=True, exist_ok=True)
+        for path in paths:
+            figure.savefig(path, dpi=dpi)
+    except OSError as error:
+        raise UserError(f"{stem} cannot be written to ({error}); give another place") from error
+    plt.close(figure)
+    print(f"wrote {paths[0]} and .pdf")
+    return paths
+
+
+def read_json(path):
+    """The content of a JSON file.
+
+    Raises:
+        UserError: no such file, or not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{path} cannot be read as JSON ({error}); give the folder of a run of train.py") from error
+
+
+def require(folder, names, hint):
+    """Refuse a folder that lacks any of the files.
+
+    Raises:
+        UserError: it says which, and `hint`.
+    """
+    lacking = [name for name in names if not (Path(folder) / name).is_file()]
+    if lacking:
+        raise UserError(f"{folder} lacks {', '.join(lacking)}; {hint}")
+
+
+def run_options(folder, data_root=None):
+    """The options of a run from its args.json, completed with train.py's defaults, set to evaluate."""
+    from utils.flags import build_parser
+
+    recorded = read_json(Path(folder) / "args.json")
+    if not isinstance(recorded, dict) or "dataset" not in recorded:
+        raise UserError(f"{Path(folder) / 'args.json'} names no dataset; give the folder of a run of train.py")
+    options = vars(build_parser().parse_args([])) | recorded | {"evaluate": True}
+    return SimpleNamespace(**options | {"data_root": data_root or recorded.get("data_root"), "cache": None})
+
+
+def run_names(folders, given=None):
+    """Names of runs for legends and titles: those given, else the folders' own, with their parents where these agree.
+
+    Raises:
+        UserError: more or fewer names than runs, or the same twice.
+    """
+    if given is None:
+        names = [Path(folder).resolve().name for folder in folders]
+        return names if len(set(names)) == len(names) else [str(folder) for folder in folders]
+    if len(given) != len(folders) or len(set(given)) < len(given):
+        raise UserError(f"--names gives {', '.join(given)} for {len(folders)} run(s); give each a name of its own")
+    return given
+
+
+def load_descriptors(folder):
+    """The (N, D) query and (M, D) gallery descriptors that an evaluation left, as it wrote them."""
+    hint = f"run train.py -e with --save_path {folder} first"
+    require(folder, ("args.json", "metrics.json", *DESCRIPTORS), hint)
+    return tuple(read_descriptors(Path(folder) / name) for name in DESCRIPTORS)
+
+
+def read_descriptors(path):
+    """The (rows, numbers) of a .npy file.
+
+    Raises:
+        UserError: no such file, or not a matrix.
+    """
+    try:
+        rows = np.load(path)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path} cannot be read as descriptors ({error}); run train.py -e again") from error
+    if rows.ndim != 2:
+        raise UserError(f"{path} has shape {rows.shape}; expected (rows, numbers), as train.py -e writes")
+    return rows
+
+
+def load_evaluation(folder, data_root=None):
+    """Normalised descriptors (N, D) and (M, D), and the query and gallery datasets they belong to.
+
+    Raises:
+        UserError: files of the run or of the data are missing, or do not belong together.
+    """
+    from dataset.build import build_datasets
+
+    descriptors = load_descriptors(folder)
+    options = run_options(folder, data_root)
+    _, query, reference = build_datasets(options)
+    if (len(query), len(reference)) != tuple(map(len, descriptors)):
+        raise UserError(
+            f"{folder} holds descriptors of {len(descriptors[0])} queries and {len(descriptors[1])} gallery images, "
+            f"{options.data_root} has {len(query)} and {len(reference)}; give the --data-root of that evaluation"
+        )
+    return *map(unit, descriptors), query, reference
+
+
+def load_model(folder):
+    """The trained model of a run, on the CPU and ready to evaluate, and the run's options.
+
+    Raises:
+        UserError: args.json or weights are missing or do not fit.
+    """
+    from model.frgeo import build_model
+    from utils.checkpoint import load_checkpoint, load_weights, model_options
+    from utils.options import settle_model_options
+    from utils.run_files import RunFiles
+
+    require(folder, ("args.json",), "give the folder of a run of train.py")
+    options = run_options(folder)
+    state = load_checkpoint(RunFiles(folder).weights_to_evaluate())
+    settle_model_options(options, model_options(state))
+    model = build_model(options)
+    load_weights(model, state)
+    return model.eval(), options
+
+
+def unit(rows):
+    """L2-normalised rows."""
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
