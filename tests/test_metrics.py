@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils import ranking
+from utils import halves, ranking
 from utils.descriptors import exact_similarity
 from utils.metrics import DescriptorError, positive_ranks, rank_queries, retrieval_metrics, summarise
 
@@ -75,10 +75,11 @@ def test_similarities_that_differ_beyond_float32_are_told_apart():
     assert len(np.unique(ranks)) > 10
 
 
-@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize(("fast", "held"), [(True, 2**30), (True, 0), (False, 0)])
 @pytest.mark.parametrize("noise", [0.5, 3, 100])  # clear, near, chance: bfloat16 decides most, few, or gives up
-def test_large_blocks_equal_one_float64_product(monkeypatch, fast, noise):
+def test_large_blocks_equal_one_float64_product(monkeypatch, fast, held, noise):
     monkeypatch.setattr(ranking, "COLUMNS", 104)
+    monkeypatch.setattr(halves, "HELD_BYTES", held)
     rng = np.random.default_rng(2)
     n, m, d = 700, 1111, 96
     reference, labels = rng.standard_normal((m, d)), rng.integers(0, m, n)
@@ -115,7 +116,7 @@ def test_the_bfloat16_pass_decides_most_comparisons(monkeypatch):
 def test_counting_true_entries(m):
     mask = torch.rand(9, m, generator=torch.Generator().manual_seed(0)) < torch.linspace(0, 1, 9)[:, None]
     mask[-1] = True
-    assert torch.equal(ranking.count_true(mask), mask.sum(dim=1))
+    assert torch.equal(halves.count_true(mask), mask.sum(dim=1))
 
 
 def test_nearest_of_equal_items_come_in_order_of_number():

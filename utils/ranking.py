@@ -4,21 +4,17 @@ A block of similarities is formed in bfloat16 or float32. A comparison that lies
 block's error bound is decided; the few others are made again in float64. Both paths give the float64 counts.
 """
 
-import time
 from contextlib import contextmanager
-from functools import cache
-from typing import NamedTuple
 
 import torch
 
 from utils.descriptors import exact_similarity, rounding
+from utils.halves import Halves, bfloat16_is_faster, count_true, slices
 
 CHUNK = 4096  # queries in one block
 COLUMNS = 2048  # gallery items in one block
 DEPTH = 384  # products summed at a time in float32
 TOO_CLOSE = 0.03  # share of a float32 block within its bound from which the block is redone in float64
-TOO_CLOSE_FAST = 0.005  # share of a bfloat16 block within its bound from which it is redone in float32
-PROBES = 32  # queries that tell whether bfloat16 can decide most comparisons
 SMALL = 2e9  # multiplications below which bfloat16 is not worth its preparation
 SPARE = 4  # candidates beyond the wanted top list
 
@@ -42,10 +38,10 @@ def count_above(q, r, thresholds, chunk=CHUNK, fast=None, nearest=0):
     if fast is None:
         fast = q.rows * r.rows * q.dim > SMALL and bfloat16_is_faster(q.device)
     width = min(chunk, COLUMNS)
-    columns_of = [slice(start, min(start + width, r.rows)) for start in range(0, r.rows, width)]
+    columns_of = slices(r.rows, width)
     with _full_precision():
-        halves = _Halves(r) if fast else None
-        if fast and halves.share_too_close(q, thresholds, tie) > TOO_CLOSE_FAST:
+        halves = Halves(r) if fast else None
+        if fast and not halves.decide_most(q, thresholds, tie):
             fast, halves = False, None
         for start in range(0, q.rows, chunk):
             rows = slice(start, min(start + chunk, q.rows))
@@ -102,83 +98,6 @@ def _decide(q, r, rows, columns, threshold, near):
     return torch.zeros(len(threshold), dtype=torch.int64, device=q.device).index_add_(0, i, above.long())
 
 
-class _Prepared(NamedTuple):
-    """A block of n queries for `_Halves.count`."""
-
-    rows: torch.Tensor  # (n, dim + EXTRA) bfloat16
-    limits: list  # for each target (low, high), (n, 1) int16 bits of bfloat16
-    bound: torch.Tensor  # (n,) float64 error of a similarity
-    shift: torch.Tensor  # (n,) float64: what the product subtracts
-
-
-class _Halves:
-    """A gallery in bfloat16, and blocks of similarities less a threshold whose error is bounded.
-
-    Three numbers are appended to each row, so that the product itself subtracts the threshold (in three bfloat16
-    parts, exact to 2**-26): what is rounded to bfloat16 at the end is the small difference, not the similarity. The
-    difference is shifted by the bound, so that "may be above" is "positive"; positive bfloat16 numbers order as their
-    bits do, and integers compare fast.
-    """
-
-    EXTRA = 32  # appended columns: three used, the rest keeps rows aligned
-
-    def __init__(self, r):
-        self.dim = r.dim
-        self.rows = torch.zeros(-(-r.rows // 8) * 8, r.dim + self.EXTRA, dtype=torch.bfloat16, device=r.device)
-        self.error = 0.0  # largest distance between a unit row and its bfloat16 copy
-        for start in range(0, r.rows, 1024):
-            unit = r.unit(slice(start, start + 1024), torch.float32)
-            own = self.rows[start : start + len(unit)]
-            own[:, : r.dim] = unit
-            own[:, r.dim : r.dim + 3] = 1
-            self.error = max(self.error, float((unit - own[:, : r.dim]).norm(dim=1).max()))
-
-    def prepare(self, q, rows, targets, tie):
-        """What `count` needs of a block of queries."""
-        unit = q.unit(rows, torch.float32)
-        own = torch.zeros(len(unit), self.dim + self.EXTRA, dtype=torch.bfloat16, device=q.device)
-        own[:, : self.dim] = unit
-        error = (unit - own[:, : self.dim]).norm(dim=1)
-        # |q.r - q'.r'| <= |q - q'| |r| + |q'| |r - r'|, then sums of float32 products, four times Higham's bound as
-        # matrix units may truncate, and float32 norms.
-        bound = error + (1 + error) * self.error + 6 * rounding(self.dim + 3, torch.float32) + tie
-        bound = (1.01 * bound).double()
-        rest = targets[0] - bound
-        for column in range(3):
-            own[:, self.dim + column] = -rest.to(torch.bfloat16)
-            rest = rest + own[:, self.dim + column].double()
-        limits = []
-        for target in targets:
-            gap = target - targets[0]
-            low, high = gap * (1 - 2**-6), (gap + 2 * bound) * (1 + 2**-6)
-            limits.append([x.to(torch.bfloat16).view(torch.int16)[:, None] for x in (low, high)])
-        return _Prepared(own, limits, bound, targets[0] - bound)
-
-    def share_too_close(self, q, thresholds, tie):
-        """The share of comparisons that bfloat16 leaves open, from a few queries against the whole gallery."""
-        rows = torch.linspace(0, q.rows - 1, min(PROBES, q.rows), device=q.device).long()
-        queries = self.prepare(q, rows, [threshold[rows] for threshold in thresholds], tie)
-        bits = (queries.rows @ self.rows.T).view(torch.int16)
-        return max(float(((bits > low) & (bits <= high)).double().mean()) for low, high in queries.limits)
-
-    def count(self, queries, columns):
-        """Block and [(above, near) for each target], None in the second place if too many are too near."""
-        stop = len(self.rows) if columns.stop + 8 > len(self.rows) else columns.stop
-        block = queries.rows @ self.rows[columns.start : stop].T
-        bits = block.view(torch.int16)
-        found = []
-        for low, high in queries.limits:
-            above = count_true(bits > high)
-            close = count_true(bits > low) - above
-            if float(close.sum()) > TOO_CLOSE_FAST * block.numel():
-                return block, None
-            rows = close.nonzero().squeeze(1)
-            part = bits[rows]
-            i, j = ((part > low[rows]) & (part <= high[rows])).nonzero(as_tuple=True)
-            found.append((above, (rows[i], j)))
-        return block[:, : columns.stop - columns.start], found
-
-
 class _TopList:
     """The most similar items of every query, gathered block by block and put into float64 order at the end."""
 
@@ -215,33 +134,9 @@ class _TopList:
 
     def _all_in_order(self, rows):
         unit = self.q.unit(rows, torch.float64)
-        blocks = [slice(start, start + CHUNK) for start in range(0, self.r.rows, CHUNK)]
-        similarity = torch.cat([unit @ self.r.unit(columns, torch.float64).T for columns in blocks], dim=1)
+        blocks = [unit @ self.r.unit(columns, torch.float64).T for columns in slices(self.r.rows, COLUMNS)]
+        similarity = torch.cat(blocks, dim=1)
         return similarity.sort(dim=1, descending=True, stable=True).indices[:, : self.wanted]
-
-
-def count_true(mask):
-    """(n,) int64: true entries of each row of an (n, m) bool tensor."""
-    if mask.shape[1] % 8 or not mask.is_contiguous():
-        return mask.sum(dim=1)
-    lanes = mask.view(torch.int64)  # eight counters of a byte in each
-    sums = [part.sum(dim=1, keepdim=True) for part in lanes.split(255, dim=1)]
-    return torch.cat(sums, dim=1).view(torch.uint8).sum(dim=1, dtype=torch.int64)
-
-
-@cache
-def bfloat16_is_faster(device):
-    """Whether this device multiplies bfloat16 matrices clearly faster than float32 ones."""
-    times = []
-    for dtype in (torch.float32, torch.bfloat16):
-        x = torch.ones(512, 1024, dtype=dtype, device=device)
-        best = float("inf")
-        for _ in range(4):
-            started = time.perf_counter()
-            float((x @ x.T)[0, 0])  # waits for the device
-            best = min(best, time.perf_counter() - started)
-        times.append(best)
-    return times[1] < 0.7 * times[0] or device.type == "cuda"
 
 
 @contextmanager

@@ -1,0 +1,136 @@
+"""A gallery in bfloat16, and products with it whose error is bounded."""
+
+import time
+from typing import NamedTuple
+
+import torch
+
+from utils.descriptors import rounding
+
+TOO_CLOSE = 0.005  # share of a block within its bound from which bfloat16 is not worth it
+PROBES = 32  # queries, and parts of the gallery, that tell whether bfloat16 can decide most comparisons
+HELD_BYTES = 2**30  # of a gallery in bfloat16; a larger one is converted block by block
+
+
+class Queries(NamedTuple):
+    """A block of n queries, as `Halves.prepare` makes and `Halves.count` takes them."""
+
+    rows: torch.Tensor  # (n, dim + EXTRA) bfloat16
+    limits: list  # for each target (low, high), (n, 1) int16 bits of bfloat16
+    bound: torch.Tensor  # (n,) float64 error of a similarity
+    shift: torch.Tensor  # (n,) float64: what the product subtracts
+
+
+class Halves:
+    """A gallery in bfloat16, and blocks of similarities less a threshold whose error is bounded.
+
+    Three numbers are appended to each row, so that the product itself subtracts the threshold (in three bfloat16
+    parts, exact to 2**-26): what is rounded to bfloat16 at the end is the small difference, not the similarity. The
+    difference is shifted by the bound, so that "may be above" is "positive"; positive bfloat16 numbers order as their
+    bits do, and integers compare fast.
+    """
+
+    EXTRA = 32  # appended columns: three used, the rest keeps rows aligned
+
+    def __init__(self, r):
+        self.r, self.dim = r, r.dim
+        # Largest distance between a unit row and its bfloat16 copy: the worst case, or where all are made, theirs.
+        self.error, self.held = 2**-9, None
+        if 2 * r.rows * (r.dim + self.EXTRA) <= HELD_BYTES:
+            self.held = torch.empty(-(-r.rows // 8) * 8, r.dim + self.EXTRA, dtype=torch.bfloat16, device=r.device)
+            self.held[r.rows :] = 0
+            parts = [self._convert(columns, self.held[columns]) for columns in slices(r.rows, 1024)]
+            self.error = max(parts)
+
+    def _convert(self, columns, own):
+        """Fill `own` with the rows of the gallery; returns their largest distance from the truth."""
+        unit = self.r.unit(columns, torch.float32)
+        own[:, : self.dim] = unit
+        own[:, self.dim : self.dim + 3] = 1
+        own[:, self.dim + 3 :] = 0
+        return float((unit - own[:, : self.dim]).norm(dim=1).max())
+
+    def gallery(self, columns):
+        """(at least the columns, dim + EXTRA) bfloat16; rows beyond them are 0, and their number a multiple of 8."""
+        if self.held is not None:
+            return self.held[columns.start : len(self.held) if columns.stop == self.r.rows else columns.stop]
+        count = columns.stop - columns.start
+        own = torch.zeros(-(-count // 8) * 8, self.dim + self.EXTRA, dtype=torch.bfloat16, device=self.r.device)
+        self._convert(columns, own[:count])
+        return own
+
+    def prepare(self, q, rows, targets, tie):
+        """What `count` needs of a block of queries."""
+        unit = q.unit(rows, torch.float32)
+        own = torch.zeros(len(unit), self.dim + self.EXTRA, dtype=torch.bfloat16, device=q.device)
+        own[:, : self.dim] = unit
+        error = (unit - own[:, : self.dim]).norm(dim=1)
+        # |q.r - q'.r'| <= |q - q'| |r| + |q'| |r - r'|, then sums of float32 products, four times Higham's bound as
+        # matrix units may truncate, and float32 norms.
+        bound = error + (1 + error) * self.error + 6 * rounding(self.dim + 3, torch.float32) + tie
+        bound = (1.01 * bound).double()
+        rest = targets[0] - bound
+        for column in range(3):
+            own[:, self.dim + column] = -rest.to(torch.bfloat16)
+            rest = rest + own[:, self.dim + column].double()
+        limits = []
+        for target in targets:
+            gap = target - targets[0]
+            low, high = gap * (1 - 2**-6), (gap + 2 * bound) * (1 + 2**-6)
+            limits.append([x.to(torch.bfloat16).view(torch.int16)[:, None] for x in (low, high)])
+        return Queries(own, limits, bound, targets[0] - bound)
+
+    def decide_most(self, q, thresholds, tie):
+        """Whether bfloat16 leaves few comparisons open, from some queries against parts of the gallery."""
+        rows = torch.linspace(0, q.rows - 1, min(PROBES, q.rows), device=q.device).long()
+        queries = self.prepare(q, rows, [threshold[rows] for threshold in thresholds], tie)
+        parts = slices(self.r.rows, 512)
+        shares = []
+        for columns in parts[:: -(-len(parts) // PROBES)]:
+            bits = (queries.rows @ self.gallery(columns).T).view(torch.int16)
+            shares.append([float(((bits > low) & (bits <= high)).double().mean()) for low, high in queries.limits])
+        return max(sum(column) / len(column) for column in zip(*shares, strict=True)) <= TOO_CLOSE
+
+    def count(self, queries, columns):
+        """Block and [(above, near) for each target], None in the second place if too many are too near."""
+        block = queries.rows @ self.gallery(columns).T
+        bits = block.view(torch.int16)
+        found = []
+        for low, high in queries.limits:
+            above = count_true(bits > high)
+            close = count_true(bits > low) - above
+            if float(close.sum()) > TOO_CLOSE * block.numel():
+                return block, None
+            rows = close.nonzero().squeeze(1)
+            part = bits[rows]
+            i, j = ((part > low[rows]) & (part <= high[rows])).nonzero(as_tuple=True)
+            found.append((above, (rows[i], j)))
+        return block[:, : columns.stop - columns.start], found
+
+
+def count_true(mask):
+    """(n,) int64: true entries of each row of an (n, m) bool tensor."""
+    if mask.shape[1] % 8 or not mask.is_contiguous():
+        return mask.sum(dim=1)
+    lanes = mask.view(torch.int64)  # eight counters of a byte in each
+    sums = [part.sum(dim=1, keepdim=True) for part in lanes.split(255, dim=1)]
+    return torch.cat(sums, dim=1).view(torch.uint8).sum(dim=1, dtype=torch.int64)
+
+
+@cache
+def bfloat16_is_faster(device):
+    """Whether this device multiplies bfloat16 matrices clearly faster than float32 ones."""
+    times = []
+    for dtype in (torch.float32, torch.bfloat16):
+        x = torch.ones(512, 1024, dtype=dtype, device=device)
+        best = float("inf")
+        for _ in range(4):
+            started = time.perf_counter()
+            float((x @ x.T)[0, 0])  # waits for the device
+            best = min(best, time.perf_counter() - started)
+        times.append(best)
+    return times[1] < 0.7 * times[0] or device.type == "cuda"
+
+
+def slices(count, width):
+    return [slice(start, min(start + width, count)) for start in range(0, count, width)]
