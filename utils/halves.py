@@ -1,6 +1,7 @@
 """A gallery in bfloat16, and products with it whose error is bounded."""
 
 import time
+from functools import cache
 from typing import NamedTuple
 
 import torch
