@@ -1,15 +1,15 @@
 #!/usr/bin/env python
-"""One epoch's mining plan against the plain way (whole product, full argsort): time and memory.
+"""One epoch's mining plan: the whole product and its argsort (as published) against `MiningSampler.plan`.
 
-    python benchmarks/mining.py [--items 35532] [--plain-items 8884] [--dim 3072]
+    python -m benchmarks.mining [--scale small|cvusa|vigor] [--device cpu|cuda]
 
-Descriptors are random. "Above" is the peak resident memory beyond what the descriptors take (Linux).
+The plain way lists the 100 hardest items of every item, from the whole similarity matrix; the plan lists those of the
+items that are anchors in the epoch, half of all, block by block, and lays out the batches. At CVUSA's size and beyond
+the plain way is measured on a slice of the items and scaled. Descriptors are random, aerial ones near ground ones.
 """
 
 import argparse
-import ctypes
 import sys
-import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -17,67 +17,66 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 import torch
 
-from dataset.mining import DescriptorMemory
+from benchmarks.measure import HEADER, Measure, in_turns, row
 from dataset.sampler import MiningSampler
+from utils.paper import MINING_NEIGHBOURS
 
-NEIGHBOURS = 100
+ITEMS = {"small": 8_884, "cvusa": 35_532, "vigor": 40_000}  # VIGOR's places (about 49,000) are cut to the pool
+PLAIN_ITEMS = 4_000  # of the plain way's slice
+BATCH = 32
 
 
-def filled_memory(items, dim):
-    memory = DescriptorMemory(items, dim)
+def filled_sampler(items, dim, device):
+    """A sampler after its first epoch, with a descriptor of every item in its memory."""
+    sampler = MiningSampler(np.arange(items)[:, None], BATCH, mining=True, dim=dim, device=device)
     generator = torch.Generator().manual_seed(0)
-    for start in range(0, items, 2048):
-        rows = torch.arange(start, min(start + 2048, items))
+    for rows in torch.arange(items).split(2048):
         ground = torch.randn(len(rows), dim, generator=generator)
-        memory.update(rows, ground, ground + 2 * torch.randn(len(rows), dim, generator=generator))
-    return memory
-
-
-def measured(function):
-    """(result, seconds, MB of peak resident memory above the start)."""
-    ctypes.CDLL("libc.so.6").malloc_trim(0)  # freed memory must not count as in use at the start
-    Path("/proc/self/clear_refs").write_text("5")  # reset the peak
-    before = status("VmRSS")
-    started = time.perf_counter()
-    result = function()
-    return result, time.perf_counter() - started, (status("VmHWM") - before) / 1024
-
-
-def status(field):
-    """A kB figure of this process."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith(field)).split()[1])
-
-
-def plain_lists(memory):
-    """The definition: every similarity, sorted."""
-    similarity = memory.ground.numpy() @ memory.aerial.numpy().T
-    return np.argsort(-similarity, axis=1)[:, :NEIGHBOURS]
-
-
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--items", type=int, default=35_532, help="items of the plan (default: CVUSA's)")
-    parser.add_argument("--plain-items", type=int, default=8_884, help="items of the comparison (default: 8884)")
-    parser.add_argument("--dim", type=int, default=3_072)
-    args = parser.parse_args()
-
-    memory = filled_memory(args.plain_items, args.dim)
-    rows = torch.arange(args.plain_items)
-    ours = measured(lambda: memory.hard_negatives(rows, np.random.default_rng(0)))
-    plain = measured(lambda: plain_lists(memory))
-    same = np.mean([len(set(a) & set(b)) for a, b in zip(ours[0].tolist(), plain[0].tolist(), strict=True)])
-    print(f"{args.plain_items} items, lists for all: ours {ours[1]:.1f} s, {ours[2]:.0f} MB above; ", end="")
-    print(f"product and argsort {plain[1]:.1f} s, {plain[2]:.0f} MB above; ", end="")
-    print(f"{plain[1] / ours[1]:.1f} x faster, {plain[2] / ours[2]:.1f} x less memory, ", end="")
-    print(f"{same:.2f} of {NEIGHBOURS} neighbours in common")
-
-    sampler = MiningSampler(np.arange(args.items)[:, None], 32, mining=True, dim=args.dim)
-    sampler.memory = filled_memory(args.items, args.dim)
+        sampler.memory.update(rows, ground, ground + 2 * torch.randn(len(rows), dim, generator=generator))
     sampler.plan(0)
-    plan, seconds, above = measured(lambda: sampler.plan(1))
-    print(f"{args.items} items, one epoch plan: {seconds:.1f} s, {above:.0f} MB above the descriptors ", end="")
-    print(f"({2 * args.items * args.dim * 4 / 2**20:.0f} MB); {len(plan)} batches, {sampler.counts}")
+    return sampler
+
+
+def plain_lists(ground, aerial):
+    """The hardest items of each, most similar first, by the definition."""
+    similarity = ground @ aerial.T
+    if similarity.device.type == "cpu":
+        return torch.from_numpy(np.argsort(-similarity.numpy(), axis=1)[:, :MINING_NEIGHBOURS].copy())
+    return similarity.argsort(dim=1, descending=True)[:, :MINING_NEIGHBOURS].clone()
+
+
+def run(scale="small", device="cpu", dim=3072, rounds=2):
+    """Lines of the table."""
+    items = ITEMS[scale]
+    sampler = filled_sampler(items, dim, device)
+    memory = sampler.memory
+    count = items if scale == "small" else PLAIN_ITEMS
+    queue = sampler.queue
+
+    def plan():
+        sampler.queue = queue
+        return sampler.plan(1)
+
+    ways = {"plain": lambda: plain_lists(memory.ground[:count], memory.aerial), "here": plan}
+    best = in_turns(ways, rounds, device)
+    plain, ours = best["plain"], best["here"]
+    some = torch.arange(min(500, count))
+    lists = memory.hard_negatives(some, np.random.default_rng(0))
+    same = np.mean([len(set(a) & set(b)) for a, b in zip(lists.tolist(), plain.result[some].tolist(), strict=True)])
+    if count < items:
+        plain = Measure(plain.result, *(x * items / count for x in plain[1:]))
+    what = f"mining plan of {items:,} places"
+    return [row(what, plain, ours, f"{same:.2f} of {MINING_NEIGHBOURS} neighbours in common")]
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scale", default="small", choices=ITEMS)
+    parser.add_argument("--device", default="cpu")
+    args = parser.parse_args(argv)
+    print(HEADER)
+    for line in run(args.scale, args.device):
+        print(line)
 
 
 if __name__ == "__main__":

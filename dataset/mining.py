@@ -7,7 +7,7 @@ from utils.errors import UserError
 from utils.logging import progress_bar
 from utils.paper import MINING_NEIGHBOURS, MINING_POOL
 
-ANCHOR_BLOCK = 1024  # rows of one similarity block
+ANCHOR_BLOCK = 512  # rows of one similarity block
 POOL_BLOCK = 8192  # columns of it
 
 
@@ -45,25 +45,26 @@ class DescriptorMemory:
             where it is in the pool.
         """
         seen = self.seen.nonzero().squeeze(1).cpu().numpy()
+        whole = len(seen) == len(self.seen) <= pool_size
         if len(seen) > pool_size:
             seen = generator.choice(seen, pool_size, replace=False)
         pool = torch.from_numpy(seen).to(self.aerial.device)
         anchors = anchors.to(self.ground.device)
         k = min(neighbours, len(pool))
         best = self.ground.new_full((len(anchors), k), -torch.inf)
-        who = torch.zeros(len(anchors), k, dtype=torch.int64, device=self.ground.device)
-        blocks = [
-            (columns, start) for columns in pool.split(POOL_BLOCK) for start in range(0, len(anchors), ANCHOR_BLOCK)
+        who = torch.zeros(len(anchors), k, dtype=torch.int32, device=self.ground.device)
+        rounds = [
+            (part, rows) for part in range(0, len(pool), POOL_BLOCK) for rows in range(0, len(anchors), ANCHOR_BLOCK)
         ]
-        gathered = None
-        for columns, start in progress_bar(blocks, "mining", leave=False):
+        for part, start in progress_bar(rounds, "mining", leave=False):
             if start == 0:
-                gathered = self.aerial[columns].T
+                columns = pool[part : part + POOL_BLOCK]
+                gallery = self.aerial[part : part + POOL_BLOCK] if whole else self.aerial[columns]
             rows = slice(start, start + ANCHOR_BLOCK)
-            values, position = (self.ground[anchors[rows]] @ gathered).topk(min(k, len(columns)), dim=1)
+            values, position = (self.ground[anchors[rows]] @ gallery.T).topk(min(k, len(columns)), dim=1)
             best[rows], order = torch.cat([best[rows], values], dim=1).topk(k, dim=1)
-            who[rows] = torch.cat([who[rows], columns[position]], dim=1).gather(1, order)
-        return who.cpu()
+            who[rows] = torch.cat([who[rows], columns[position].int()], dim=1).gather(1, order)
+        return who.long().cpu()
 
     def state_dict(self):
         return {"ground": self.ground.cpu(), "aerial": self.aerial.cpu(), "seen": self.seen.cpu()}

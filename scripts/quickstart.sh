@@ -10,14 +10,14 @@ out=runs/quickstart
 say() { printf '\n== %s\n' "$*"; }
 run() { echo "+ ${*/#"$PYTHON"/python}"; "$@"; }
 
-say "A city: 2,000 places to train on, 500 others to find (skipped where it is there already)"
-run "$PYTHON" scripts/make_city.py --layout cvusa --out $data --train 2000 --test 500 --seed 0
+say "A city: 3,000 places to train on, 500 others to find (skipped where it is there already)"
+run "$PYTHON" scripts/make_city.py --layout cvusa --out $data --train 3000 --test 500 --seed 0
 
 say "Training"
 run "$PYTHON" -u train.py --dataset cvusa --data-root $data --save_path $out \
-    --arch convnext_zepto_rms --pretrained none --layer-scale 0.1 --ground-size 64 256 --aerial-size 128 128 \
-    --op adamw --lr 0.001 --wd 0.03 --cos --mining --batch-size 16 --augment --amp bf16 \
-    --epochs 10 --eval-every 10 --print-freq 25 --seed 0 "$@"
+    --arch resnet10t --pretrained none --ground-size 64 256 --aerial-size 128 128 --cache data/cache \
+    --op adamw --lr 0.002 --wd 0.03 --cos --mining --batch-size 16 --augment --amp bf16 \
+    --epochs 6 --eval-every 6 --print-freq 25 --seed 0 "$@"
 
 say "Evaluation"
 run "$PYTHON" train.py --dataset cvusa --data-root $data --save_path $out -e

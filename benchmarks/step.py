@@ -1,0 +1,183 @@
+#!/usr/bin/env python
+"""One training step of FRGeo (ConvNeXt-T, WBL, ASAM): as published, and here in float32, bfloat16 and compiled.
+
+    python -m benchmarks.step [--batch 4] [--dataset cvusa|vigor] [--device cpu|cuda] [--compile] [--growth OUT]
+
+As published: channels-first activations with a permutation around every block's LayerNorm and linear layers, a norm
+written out in the downsampling layers, one operation per tensor in ASAM and AdamW, float32. Both start from the same
+weights and images; "off by" is the largest difference of a weight after the step, beside the largest change of one.
+"""
+
+import argparse
+import copy
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+import torch.nn.functional as F
+
+from benchmarks.measure import in_turns, measured
+from criterion import SAM, WBLoss
+from model import FRGeo
+from train import train_step
+
+LR, DECAY, RHO = 1e-4, 0.03, 2.5
+HEADER = "| a step of {batch} {dataset} pairs | time | memory | faster | off by |\n|---|---|---|---|---|"
+MODES = {"float32": ("none", False), "bfloat16": ("bf16", False), "compiled bfloat16": ("bf16", True)}
+
+
+def norm_channels_first(x, norm):
+    """LayerNorm over the channels of (B, C, H, W), written out."""
+    mean = x.mean(1, keepdim=True)
+    variance = (x - mean).pow(2).mean(1, keepdim=True)
+    x = (x - mean) / torch.sqrt(variance + norm.eps)
+    return norm.weight[:, None, None] * x + norm.bias[:, None, None]
+
+
+def plain_map(net, x):
+    """(B, C, h, w) feature map of a timm ConvNeXt's weights, channels first throughout."""
+    x = norm_channels_first(F.conv2d(x, net.stem[0].weight, net.stem[0].bias, stride=4), net.stem[1])
+    for stage in net.stages:
+        if len(list(stage.downsample.children())):
+            norm, reduce = stage.downsample
+            x = F.conv2d(norm_channels_first(x, norm), reduce.weight, reduce.bias, stride=2)
+        for block in stage.blocks:
+            conv, mlp = block.conv_dw, block.mlp
+            y = F.conv2d(x, conv.weight, conv.bias, padding=3, groups=conv.groups).permute(0, 2, 3, 1)
+            y = F.layer_norm(y, y.shape[-1:], block.norm.weight, block.norm.bias, block.norm.eps)
+            y = F.linear(F.gelu(F.linear(y, mlp.fc1.weight, mlp.fc1.bias)), mlp.fc2.weight, mlp.fc2.bias)
+            x = x + (block.gamma * y).permute(0, 3, 1, 2)
+    return x
+
+
+def plain_descriptors(encoder, images):
+    regions = encoder.pooling(plain_map(encoder.backbone.net, images))
+    return encoder.backbone.norm(regions).flatten(1)
+
+
+class PlainStep:
+    """The published step on its own copy of a model."""
+
+    def __init__(self, model, images):
+        self.model, self.images = copy.deepcopy(model).to(memory_format=torch.contiguous_format), images
+        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self.adamw = torch.optim.AdamW(self.parameters, lr=LR, weight_decay=DECAY, foreach=False)
+
+    def backward(self):
+        q = plain_descriptors(self.model.query_net, self.images[0])
+        k = plain_descriptors(self.model.reference_net, self.images[1])
+        WBLoss()(q, k)[0].backward()
+
+    @torch.no_grad()
+    def climb(self):
+        norm = torch.norm(torch.stack([(p.abs() * p.grad).norm() for p in self.parameters]))
+        old = []
+        for p in self.parameters:
+            old.append(p.clone())
+            p.add_(p.pow(2) * p.grad * (RHO / (norm + 1e-12)))
+        return old
+
+    def __call__(self):
+        self.backward()
+        old = self.climb()
+        self.adamw.zero_grad()
+        self.backward()
+        for p, value in zip(self.parameters, old, strict=True):
+            p.data.copy_(value)
+        self.adamw.step()
+        self.adamw.zero_grad()
+
+
+class OurStep:
+    """`train.train_step` on its own copy of a model."""
+
+    def __init__(self, model, images, amp, compiled):
+        device = images[0].device
+        self.model = copy.deepcopy(model).to(memory_format=torch.channels_last)
+        self.model.tune(compiled=compiled)
+        self.images = [image.contiguous(memory_format=torch.channels_last) for image in images]
+        self.optimizer = SAM(
+            self.model.parameters(), torch.optim.AdamW, RHO, adaptive=True, lr=LR, weight_decay=DECAY, fused=True
+        )
+        self.criterion = WBLoss()
+        self.autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=amp == "bf16")
+
+    def __call__(self):
+        train_step(self.model, self.criterion, self.optimizer, *self.images, self.autocast)
+
+
+def make(dataset, batch, device):
+    """A model with random weights of a trained one's size, and a batch of images."""
+    torch.manual_seed(0)
+    model = FRGeo(dataset, layer_scale=0.1).to(device)
+    sizes = (model.ground_size, model.aerial_size)
+    return model, [torch.randn(batch, 3, *size, device=device) for size in sizes]
+
+
+def run(batch=4, dataset="cvusa", device="cpu", compiled=False, rounds=2):
+    """Lines of the table."""
+    model, images = make(dataset, batch, device)
+    ways = {"as published": PlainStep(model, images)}
+    modes = {name: mode for name, mode in MODES.items() if compiled or not mode[1]}
+    ways |= {name: OurStep(model, images, *mode) for name, mode in modes.items()}
+    before = [p.detach().clone() for p in model.parameters()]
+    for step in ways.values():
+        step()  # the first, which also warms up and compiles
+    plain = list(ways["as published"].model.parameters())
+    change = max(float((a - b).abs().max()) for a, b in zip(before, plain, strict=True))
+    off = {
+        name: max(float((a - b).abs().max()) for a, b in zip(step.model.parameters(), plain, strict=True))
+        for name, step in ways.items()
+    }
+    best = in_turns(ways, rounds, device)
+    reference = best["as published"].seconds
+    return [
+        f"| {name} | {m.seconds:.3f} s | {m.megabytes:,.0f} MB | {reference / m.seconds:.2f} x "
+        f"| {f'{off[name]:.1e} of {change:.1e}' if name != 'as published' else ''} |"
+        for name, m in best.items()
+    ]
+
+
+def growth(dataset, device, largest, out):
+    """Time of a bfloat16 step over the batch size, as a line of the table each and a plot OUT.png, OUT.pdf."""
+    from scripts.figures import save_figure
+
+    sizes = [2**i for i in range(1, 12) if 2**i <= largest]
+    model, images = make(dataset, largest, device)
+    seconds = []
+    for batch in sizes:
+        step = OurStep(model, [image[:batch] for image in images], "bf16", False)
+        step()
+        seconds.append(min(measured(step, device).seconds for _ in range(2)))
+        print(f"| batch {batch} | {seconds[-1]:.3f} s | {2 * batch / seconds[-1]:.1f} images/s |", flush=True)
+
+    import matplotlib.pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(5, 3.6))
+    axis.plot(sizes, seconds, "o-", color="C3")
+    axis.set(xlabel="pairs in a batch", ylabel="seconds a step (ASAM)", xlim=(0, None), ylim=(0, None))
+    axis.grid(alpha=0.3)
+    figure.tight_layout()
+    save_figure(figure, out)
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch", type=int, default=4, help="pairs (default: 4)")
+    parser.add_argument("--dataset", default="cvusa", choices=("cvusa", "cvact", "vigor"), help="image sizes")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--compile", action="store_true", help="also the compiled step")
+    parser.add_argument("--growth", type=Path, metavar="OUT", help="instead, the step over batches up to --batch")
+    args = parser.parse_args(argv)
+    if args.growth:
+        growth(args.dataset, args.device, args.batch, args.growth)
+        return
+    print(HEADER.format(batch=args.batch, dataset=args.dataset.upper()))
+    for line in run(args.batch, args.dataset, args.device, args.compile):
+        print(line)
+
+
+if __name__ == "__main__":
+    main()
