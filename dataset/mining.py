@@ -3,12 +3,9 @@
 import torch
 import torch.nn.functional as F
 
+from dataset.neighbours import UnitRows, nearest_rows
 from utils.errors import UserError
-from utils.logging import progress_bar
 from utils.paper import MINING_NEIGHBOURS, MINING_POOL
-
-ANCHOR_BLOCK = 512  # rows of one similarity block
-POOL_BLOCK = 8192  # columns of it
 
 
 class DescriptorMemory:
@@ -34,8 +31,8 @@ class DescriptorMemory:
     def hard_negatives(self, anchors, generator, pool_size=MINING_POOL, neighbours=MINING_NEIGHBOURS):
         """For each anchor the pool's items whose aerial descriptors are most similar to its ground descriptor.
 
-        The pool is a random draw of `pool_size` of the items seen so far. Similarities are formed block by block and
-        merged into a running top list, so memory is the lists and one block.
+        The pool is a random draw of `pool_size` of the items seen so far. Similarities are formed block by block
+        (`nearest_rows`), so memory is the lists, a block, and at most the pool in bfloat16.
 
         Args:
             anchors: (n,) int64 item numbers, all seen.  generator: NumPy generator of the draw.
@@ -49,22 +46,9 @@ class DescriptorMemory:
         if len(seen) > pool_size:
             seen = generator.choice(seen, pool_size, replace=False)
         pool = torch.from_numpy(seen).to(self.aerial.device)
-        anchors = anchors.to(self.ground.device)
-        k = min(neighbours, len(pool))
-        best = self.ground.new_full((len(anchors), k), -torch.inf)
-        who = torch.zeros(len(anchors), k, dtype=torch.int32, device=self.ground.device)
-        rounds = [
-            (part, rows) for part in range(0, len(pool), POOL_BLOCK) for rows in range(0, len(anchors), ANCHOR_BLOCK)
-        ]
-        for part, start in progress_bar(rounds, "mining", leave=False):
-            if start == 0:
-                columns = pool[part : part + POOL_BLOCK]
-                gallery = self.aerial[part : part + POOL_BLOCK] if whole else self.aerial[columns]
-            rows = slice(start, start + ANCHOR_BLOCK)
-            values, position = (self.ground[anchors[rows]] @ gallery.T).topk(min(k, len(columns)), dim=1)
-            best[rows], order = torch.cat([best[rows], values], dim=1).topk(k, dim=1)
-            who[rows] = torch.cat([who[rows], columns[position].int()], dim=1).gather(1, order)
-        return who.long().cpu()
+        rows = UnitRows(self.aerial, None if whole else pool)
+        found = nearest_rows(UnitRows(self.ground, anchors.to(pool.device)), rows, min(neighbours, len(pool)))
+        return pool[found].cpu()
 
     def state_dict(self):
         return {"ground": self.ground.cpu(), "aerial": self.aerial.cpu(), "seen": self.seen.cpu()}

@@ -3,10 +3,13 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dataset import neighbours
 from dataset.mining import DescriptorMemory
+from dataset.neighbours import UnitRows, nearest_rows
 from dataset.sampler import MiningSampler
 from utils.errors import UserError
 
@@ -108,8 +111,8 @@ def test_half_of_a_mined_batch_are_hard_partners_on_the_same_process(share, worl
 
 
 def test_hard_lists_are_the_plain_argsort(monkeypatch):
-    monkeypatch.setattr("dataset.mining.POOL_BLOCK", 37)
-    monkeypatch.setattr("dataset.mining.ANCHOR_BLOCK", 11)
+    monkeypatch.setattr("dataset.neighbours.POOL_BLOCK", 37)
+    monkeypatch.setattr("dataset.neighbours.QUERY_BLOCK", 11)
     memory = DescriptorMemory(130, DIM)
     g = torch.Generator().manual_seed(0)
     memory.update(torch.arange(120), torch.randn(120, DIM, generator=g), 3 * torch.randn(120, DIM, generator=g))
@@ -200,3 +203,27 @@ def test_sets_and_batches_that_cannot_be_are_told():
     assert MiningSampler(one_to_one(9), 32, rank=0, world_size=2).batch_size == 8
     with pytest.raises(RuntimeError, match="plan"):
         next(iter(MiningSampler(one_to_one(30), 8)))
+
+
+@pytest.mark.parametrize("latent", [12, 400])  # spread like a trained network's descriptors; too alike for bfloat16
+@pytest.mark.parametrize("part", [False, True])
+def test_nearest_rows_are_those_of_one_product(latent, part):
+    g = torch.Generator().manual_seed(0)
+    basis = torch.randn(latent, 400, generator=g)
+    ground, aerial = (F.normalize(torch.randn(1500, latent, generator=g) @ basis, dim=1) for _ in range(2))
+    index = torch.randperm(1500, generator=g)[:1100] if part else None
+    pool, queries = UnitRows(aerial, index), UnitRows(ground, torch.arange(0, 1500, 2))
+    similarity = ground[::2] @ (aerial if index is None else aerial[index]).T
+    expected = similarity.topk(100, dim=1).indices
+    assert torch.equal(nearest_rows(queries, pool, 100, fast=False), expected)
+    fast = nearest_rows(queries, pool, 100, fast=True)
+    assert torch.equal(fast.sort(dim=1).values, expected.sort(dim=1).values)
+    # In order too, but for what bfloat16 does not tell apart.
+    assert (similarity.gather(1, fast).diff(dim=1) < 0.02).all()
+
+
+def test_bfloat16_finds_the_rows_of_spread_descriptors_itself(monkeypatch):
+    g = torch.Generator().manual_seed(1)
+    rows = F.normalize(torch.randn(3000, 12, generator=g) @ torch.randn(12, 400, generator=g), dim=1)
+    monkeypatch.setattr(neighbours, "_plain", None)
+    assert nearest_rows(UnitRows(rows), UnitRows(rows), 20, fast=True).shape == (3000, 20)
