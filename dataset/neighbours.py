@@ -7,6 +7,7 @@ from utils.logging import progress_bar
 
 QUERY_BLOCK = 512  # rows of one similarity block
 POOL_BLOCK = 8192  # columns of a float32 block
+COLUMNS = 2048  # of a bfloat16 block
 SPARE = 32  # candidates beyond the wanted ones
 SAMPLE = 512  # pool rows, at least, from which the similarity of the last wanted one is guessed
 SMALL = 2e9  # multiplications below which bfloat16 is not worth its preparation
@@ -77,7 +78,8 @@ def _fast(queries, pool, k, found):
         own = queries.unit(rows, torch.float32)
         guess = (own @ sample.T).topk(min(len(sample), int(expected) + 2), dim=1).values[:, -1].double()
         prepared = halves.prepare(queries, rows, [guess], 0.0)
-        value, position = (prepared.rows @ halves.held.T)[:, : pool.rows].topk(k + SPARE, dim=1)
+        product = [prepared.rows @ halves.gallery(columns).T for columns in slices(pool.rows, COLUMNS)]
+        value, position = torch.cat(product, dim=1)[:, : pool.rows].topk(k + SPARE, dim=1)
         value = value.double()
         last = value[:, k - 1 : k]
         # Off by at most: the product of rounded rows, and the rounding of a number near the last wanted one.
@@ -93,7 +95,7 @@ def _fast(queries, pool, k, found):
         order = value.topk(k, dim=1).indices
         found[rows] = position.gather(1, order).int()
         for some in many.nonzero().squeeze(1).split(64):
-            blocks = [own[some] @ pool.unit(columns, torch.float32).T for columns in slices(pool.rows, POOL_BLOCK)]
+            blocks = [own[some] @ pool.unit(columns, torch.float32).T for columns in slices(pool.rows, COLUMNS)]
             found[rows.start + some] = torch.cat(blocks, dim=1).topk(k, dim=1).indices.int()
     return queries.rows
 
@@ -101,6 +103,6 @@ def _fast(queries, pool, k, found):
 def _products(own, pool, i, j):
     """(n,) float32 products of rows i of `own` with rows j of the pool."""
     out = torch.empty(len(i), device=pool.device)
-    for part in slices(len(i), 1024):
+    for part in slices(len(i), 256):
         out[part] = torch.linalg.vecdot(own[i[part]], pool.unit(j[part], torch.float32))
     return out

@@ -1,7 +1,7 @@
 """A gallery in bfloat16, and products with it whose error is bounded."""
 
-import time
 from functools import cache
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -10,6 +10,7 @@ from utils.descriptors import rounding
 
 TOO_CLOSE = 0.005  # share of a block within its bound from which bfloat16 is not worth it
 PROBES = 32  # queries, and parts of the gallery, that tell whether bfloat16 can decide most comparisons
+BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # of x86 and ARM processors
 HELD_BYTES = 2**30  # of a gallery in bfloat16; a larger one is converted block by block
 
 
@@ -120,17 +121,14 @@ def count_true(mask):
 
 @cache
 def bfloat16_is_faster(device):
-    """Whether this device multiplies bfloat16 matrices clearly faster than float32 ones."""
-    times = []
-    for dtype in (torch.float32, torch.bfloat16):
-        x = torch.ones(512, 1024, dtype=dtype, device=device)
-        best = float("inf")
-        for _ in range(4):
-            started = time.perf_counter()
-            float((x @ x.T)[0, 0])  # waits for the device
-            best = min(best, time.perf_counter() - started)
-        times.append(best)
-    return times[1] < 0.7 * times[0] or device.type == "cuda"
+    """Whether this device has instructions for products of bfloat16 matrices."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    try:
+        words = Path("/proc/cpuinfo").read_text().split()
+    except OSError:
+        return False
+    return not BFLOAT16_FLAGS.isdisjoint(words)
 
 
 def slices(count, width):
