@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 
 from criterion import SAM
 from criterion.build import build_loss, build_optimizer
-from dataset.build import LAYOUTS, build_datasets
+from dataset.build import LAYOUTS, build_datasets, evaluation_split
 from dataset.sampler import MiningSampler
 from model.frgeo import build_model
 from utils import distributed
@@ -63,6 +63,7 @@ def main(argv=None):
 
 def check_inputs(args):
     """Tell at once, before any process starts, that the data or the weights are not there."""
+    evaluation_split(args)
     LAYOUTS[args.dataset].find_root(args.data_root)
     if args.evaluate and not args.descriptors:
         RunFiles(args.save_path).weights_to_evaluate(args.weights)

@@ -82,6 +82,7 @@ class PairDataset(Dataset, ABC):
     one_to_one = True  # every panorama has a tile of its own, and the gallery holds no others
     crop_ground = None  # gives the part of a stored panorama that is used; None for all of it
     visits = 1  # times a training epoch sees each positive tile
+    near_metres = None  # a second way of scoring: any tile so near to the camera counts as right
 
     def __init__(
         self,
@@ -152,6 +153,10 @@ class PairDataset(Dataset, ABC):
             f"--data-root {root} is not a {cls.name.upper()} folder: {found}; expected (give the folder that "
             f"holds it):\n{cls.tree}"
         )
+
+    def positions(self):
+        """`utils.geodesy.Positions` of queries and gallery; None where the layout does not tell them."""
+        return None
 
     # Samples.
 

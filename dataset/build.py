@@ -4,8 +4,22 @@ from dataset.cvact import CVACT
 from dataset.cvusa import CVUSA
 from dataset.pairs import Pairs
 from dataset.vigor import VIGOR
+from utils.errors import UserError
 
 LAYOUTS = {"cvusa": CVUSA, "cvact": CVACT, "vigor": VIGOR, "pairs": Pairs}
+
+
+def evaluation_split(args):
+    """The split that `--eval-split` names, else the layout's own: val, VIGOR's test.
+
+    Raises:
+        UserError: the layout has no such split to evaluate.
+    """
+    splits = LAYOUTS[args.dataset].splits[1:]
+    split = getattr(args, "eval_split", None) or splits[0]
+    if split not in splits:
+        raise UserError(f"--eval-split {split} is not there for {args.dataset}; expected {' or '.join(splits)}")
+    return split
 
 
 def build_datasets(args, pixels=False):
@@ -13,7 +27,7 @@ def build_datasets(args, pixels=False):
 
     Args:
         args: parsed options: dataset, data_root, cross, vigor_labels, ground_size, aerial_size, fov, augment, seed,
-            evaluate, and, where there, orientation, cache and fast_decode.
+            evaluate, and, where there, eval_split, vigor_cities, orientation, cache and fast_decode.
         pixels: images as uint8, which `utils.images.to_device` normalises, instead of floats.
 
     Returns:
@@ -35,9 +49,9 @@ def build_datasets(args, pixels=False):
         "fast_decode": getattr(args, "fast_decode", False),
     }
     if layout is VIGOR:
-        kwargs |= {"cross": args.cross, "labels": args.vigor_labels}
-    evaluation_split = layout.splits[1]  # CVACT's is val, VIGOR's is test
-    query = layout(args.data_root, evaluation_split, view="ground", **kwargs)
+        area = getattr(args, "vigor_cities", None)
+        kwargs |= {"cross": args.cross, "labels": args.vigor_labels, "area": area}
+    query = layout(args.data_root, evaluation_split(args), view="ground", **kwargs)
     reference = query.as_view("aerial")
     train = None if args.evaluate else layout(args.data_root, "train", view="pair", augment=args.augment, **kwargs)
     return train, query, reference

@@ -1,11 +1,13 @@
 """VIGOR: four cities, 105,214 panoramas and 90,618 aerial tiles, panoramas anywhere in their tiles."""
 
+import os
 from pathlib import Path
 
 import numpy as np
 
 from dataset.base import Listing, PairDataset, read_lines
 from utils.errors import UserError
+from utils.geodesy import Positions
 from utils.paper import VIGOR_CITIES, VIGOR_CROSS_CITIES
 
 TILE_PIXELS = 640
@@ -22,6 +24,7 @@ class VIGOR(PairDataset):
         cross: train on NewYork and Seattle, test on SanFrancisco and Chicago; else the four cities' same-area lists.
         labels: "original" (as published) or "corrected".
         cities: read the labels of these cities only (the gallery stays that of the whole split).
+        area: cities that make up the split, queries and gallery alike, instead of the protocol's.
 
     Attributes:
         deltas: (N, 4, 2) float32, rows and columns in pixels of the 640-pixel tile: the camera stands at row
@@ -40,11 +43,12 @@ class VIGOR(PairDataset):
                                                  (corrected labels: the same names with __corrected.txt)
   for the cities NewYork, Seattle, SanFrancisco, Chicago"""
 
-    def __init__(self, root, split, view="pair", cross=False, labels="original", cities=None, **kwargs):
+    def __init__(self, root, split, view="pair", cross=False, labels="original", cities=None, area=None, **kwargs):
         if labels not in LABEL_SUFFIXES:
             raise ValueError(f"labels is {labels!r}; expected one of {', '.join(LABEL_SUFFIXES)}")
         self.cross, self.label_version = cross, labels
-        self.cities = VIGOR_CROSS_CITIES.get(split, ()) if cross else VIGOR_CITIES
+        protocol = VIGOR_CROSS_CITIES.get(split, ()) if cross else VIGOR_CITIES
+        self.cities = tuple(c for c in protocol if area is None or c in area)
         self.label_cities = tuple(c for c in self.cities if cities is None or c in cities)
         super().__init__(root, split, view, **kwargs)
 
@@ -68,6 +72,16 @@ class VIGOR(PairDataset):
             deltas.append(city_deltas)
         self.deltas = np.concatenate(deltas) if deltas else np.empty((0, COVERING, 2), np.float32)
         return Listing(ground, aerial, np.array(tiles, dtype=np.int64).reshape(-1, COVERING))
+
+    def positions(self):
+        """The cameras' and the tile centres' latitudes and longitudes, which the file names hold."""
+        try:
+            query = [os.path.basename(path).split(",")[1:3] for path in self.ground]
+            gallery = [os.path.splitext(os.path.basename(path))[0].split("_")[1:3] for path in self.aerial]
+            query, gallery = (np.array(texts, dtype=np.float64) for texts in (query, gallery))
+        except ValueError:  # names of another style
+            return None
+        return Positions(query, gallery, "degrees") if query.shape[1] == gallery.shape[1] == 2 else None
 
     def _drop_missing(self, listing):
         kept = super()._drop_missing(listing)

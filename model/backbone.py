@@ -14,10 +14,14 @@ from timm.models import load_state_dict
 from torch import nn
 
 from utils.errors import UserError
+from utils.paper import TRANSGEO_ARCH
 
-# The ImageNet-1k weights that the published model starts from.
-IMAGENET_TAGS = {"convnext_tiny": "convnext_tiny.fb_in1k"}
-FACEBOOK_FILES = {"convnext_tiny": "https://dl.fbaipublicfiles.com/convnext/convnext_tiny_1k_224_ema.pth"}
+# The ImageNet-1k weights that the published models start from.
+IMAGENET_TAGS = {"convnext_tiny": "convnext_tiny.fb_in1k", TRANSGEO_ARCH: f"{TRANSGEO_ARCH}.fb_in1k"}
+FACEBOOK_FILES = {
+    "convnext_tiny": "https://dl.fbaipublicfiles.com/convnext/convnext_tiny_1k_224_ema.pth",
+    TRANSGEO_ARCH: "https://dl.fbaipublicfiles.com/deit/deit_small_distilled_patch16_224-649709d9.pth",
+}
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 NORM_EPS = 1e-6
 

@@ -19,10 +19,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from scripts.command import Parser, mistakes_told
 from utils.errors import UserError
-from utils.paper import PUBLISHED_METRICS
+from utils.paper import PUBLISHED_METRICS, published_name
 
-MEASURES = ("R@1", "R@5", "R@10", "R@1%", "Hit", "Hit (top-1 covers)")
-PUBLISHED_SPLITS = {"cvusa": "val", "cvact": "val", "vigor": "test", "vigor_cross": "test"}
+MEASURES = ("R@1", "R@5", "R@10", "R@1%", "Hit", "Hit (top-1 covers)", "R@1 (5 m)")
 # Options that say how or where a run was made, not what was trained.
 MACHINERY = {
     "seed", "save_path", "resume", "weights", "evaluate", "start_epoch", "workers", "cache", "print_freq",
@@ -42,6 +41,11 @@ class Result(NamedTuple):
         return self.metrics["dataset"], self.metrics["split"]
 
     @property
+    def published(self):
+        """The key of the published numbers to set beside it, or None."""
+        return published_name(*self.protocol, self.options.get("arch"))
+
+    @property
     def key(self):
         """What runs of one row have in common."""
         record = [self.metrics.get(k) for k in ("dataset", "split", "queries", "gallery", "labels")]
@@ -55,7 +59,8 @@ class Result(NamedTuple):
 
     @property
     def settings(self):
-        return {k: v for k, v in self.options.items() if k not in MACHINERY}
+        """Options that were given or have a value: a flag that an older run did not know is one left out."""
+        return {k: v for k, v in self.options.items() if k not in MACHINERY and v not in (None, False)}
 
     @property
     def seed(self):
@@ -139,10 +144,11 @@ def tabulate(results):
     lines.append("|---|---|---|---|" + "---|" * len(measures))
     for (dataset, split), rows in groups.items():
         name = f"{dataset} {split}"
-        known = PUBLISHED_METRICS[dataset] if PUBLISHED_SPLITS.get(dataset) == split else None
-        if known:
+        for published in filter(None, dict.fromkeys(row[0].published for row in rows)):
+            known = PUBLISHED_METRICS[published]
             cells = [f"{known[m]:.2f}" if m in known else "" for m in measures]
-            lines.append(f"| {name} | published | | | " + " | ".join(cells) + " |")
+            who = "published, DeiT-S/16" if published.endswith("_deit") else "published"
+            lines.append(f"| {name} | {who} | | | " + " | ".join(cells) + " |")
         for row in rows:
             cells = [spread([r.metrics[m] for r in row if m in r.metrics]) for m in measures]
             size = f"{row[0].metrics.get('queries', '?')} / {row[0].metrics.get('gallery', '?')}"
@@ -161,7 +167,7 @@ def seeds(row):
 def remarks(results):
     """Sentences on what a reader of the table must know."""
     out = ["Percent; mean ± standard deviation over seeds where there are several."]
-    if any(PUBLISHED_SPLITS.get(r.protocol[0]) == r.protocol[1] for r in results):
+    if any(result.published for result in results):
         out.append("Published: the paper's numbers, on the whole official test split of the real data set.")
     lacking = [result for result in results if result.metrics.get("missing_pairs")]
     for result in lacking:

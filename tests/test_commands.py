@@ -128,6 +128,15 @@ def test_mistakes_are_told_in_one_sentence(roots, capfd):
     assert "not_there.pth.tar is not there" in run("-e", "--weights", "not_there.pth.tar")
     assert "is not there" in run("--resume", "nothing.pth.tar")
     assert "belongs to --dataset vigor" in run("--cross")
+    assert "belongs to --dataset vigor" in run("--vigor-cities", "Seattle")
+    assert "invalid choice: 'Paris'" in run("--vigor-cities", "Paris", dataset="vigor")
+    assert "--cross names VIGOR's cities itself" in run("--vigor-cities", "Seattle", "--cross", dataset="vigor")
+    assert "--eval-split test is not there for cvusa; expected val" in run("--eval-split", "test")
+    assert "--eval-split val is not there for vigor; expected test" in run("--eval-split", "val", dataset="vigor")
+    assert "invalid choice: 'train'" in run("--eval-split", "train", dataset="cvact")
+    assert "has no ANU_data_test/, which holds the images of CVACT's test split" in run(
+        "--eval-split", "test", dataset="cvact"
+    )
     assert "--asam needs --op sam" in run("--asam")
     assert "invalid choice: 'adamax'" in run("--op", "adamax")
     assert "--fov 400" in run("--fov", "400")

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from criterion import WBLoss
 from model import FeatureRecombination, FRGeo
 from utils.errors import UserError
+from utils.paper import TRANSGEO_ARCH
 
 SIZES = {"ground_size": (32, 128), "aerial_size": (64, 64)}
 
@@ -134,6 +135,34 @@ def test_pretrained_file_in_either_key_style(tmp_path):
         assert torch.equal(p, q), name
     assert torch.equal(a.query_net.backbone.norm.weight, state["head.norm.weight"])
     assert torch.equal(a.reference_net.backbone.net.stem[0].weight, state["stem.0.weight"])
+
+
+def test_deit_at_the_papers_sizes_from_weights_of_224_pixels(tmp_path):
+    """TransGeo's stage 1: a position embedding of 14 x 14 is fitted to each view's map; two prefix tokens stay."""
+    import timm
+
+    torch.manual_seed(6)
+    state = timm.create_model(TRANSGEO_ARCH, num_classes=10).state_dict()
+    state["pos_embed"] = torch.randn_like(state["pos_embed"])
+    torch.save({"model": state}, tmp_path / "deit.pth")
+    model = FRGeo("cvusa", arch=TRANSGEO_ARCH, pretrained=tmp_path / "deit.pth").eval()
+    assert model.dim == 4 * 384
+    prefix, square = state["pos_embed"][0, :2], state["pos_embed"][:, 2:].reshape(1, 14, 14, 384).permute(0, 3, 1, 2)
+    images = torch.randn(2, 3, 128, 512), torch.randn(2, 3, 256, 256)
+    for encoder, image, grid in zip((model.query_net, model.reference_net), images, ((8, 32), (16, 16)), strict=True):
+        net = encoder.backbone.net
+        fitted = torch.nn.functional.interpolate(square, grid, mode="bicubic", antialias=True)
+        torch.testing.assert_close(net.pos_embed[0, 2:], fitted.flatten(2)[0].T)
+        assert torch.equal(net.pos_embed[0, :2], prefix)
+        assert torch.equal(net.blocks[11].mlp.fc2.weight, state["blocks.11.mlp.fc2.weight"])
+        assert torch.equal(encoder.backbone.norm.weight, state["norm.weight"])
+        with torch.no_grad():
+            feature_map = encoder.backbone(image)
+            found = encoder(image)
+        assert feature_map.shape == (2, 384, *grid)
+        regions = FeatureRecombination("ground" if grid == (8, 32) else "aerial")(feature_map)
+        torch.testing.assert_close(found, encoder.backbone.norm(regions).flatten(1))
+        assert found.std() > 0 and not torch.equal(found[:, :384], found[:, 384:768])
 
 
 def test_pretrained_files_that_do_not_fit_are_told(tmp_path):

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from scripts import report
-from utils.paper import PUBLISHED_METRICS
+from utils.paper import PUBLISHED_METRICS, TRANSGEO_ARCH
 
 
 def write_result(folder, seed=None, dataset="cvusa", split="val", weights="checkpoint.pth.tar", epoch=5, **more):
     """A run's metrics.json and, with a seed, its args.json; returns the metrics."""
     folder.mkdir(parents=True)
-    options = {key: more.pop(key) for key in ("pool", "lr", "data_root") if key in more}
+    options = {key: more.pop(key) for key in ("arch", "pool", "lr", "data_root") if key in more}
     metrics = {"R@1": 50.0, "R@5": 70.0, "R@10": 80.0, "R@1%": 90.0, **more}
     record = {"dataset": dataset, "split": split, "queries": 20, "gallery": 30, "missing_pairs": 0}
     record |= {"weights": str(folder / weights), "epoch": epoch}
@@ -76,10 +76,18 @@ def test_protocols_stand_beside_their_published_numbers(tmp_path, capsys):
     found = table(capsys, *(tmp_path / name for name in ("vigor", "cross", "own", "act")))
     assert [(row["data set"], row["run"] == "published") for row in found] == [
         ("vigor test", True), ("vigor test", False), ("vigor_cross test", True), ("vigor_cross test", False),
-        ("pairs val", False), ("cvact test", False),
+        ("pairs val", False), ("cvact test", True), ("cvact test", False),
     ]  # fmt: skip
     assert (found[0]["Hit"], found[1]["Hit"], found[1]["Hit (top-1 covers)"]) == ("82.41", "33.30", "44.40")
-    assert found[2]["Hit"] == "40.66" and found[4]["Hit"] == ""
+    assert found[2]["Hit"] == "40.66" and found[4]["Hit"] == "" and found[5]["R@1"] == "72.15"
+
+
+def test_the_deit_rows_have_published_numbers_of_their_own(tmp_path, capsys):
+    write_result(tmp_path / "deit", 0, arch=TRANSGEO_ARCH)
+    write_result(tmp_path / "frgeo", 0)
+    own, frgeo, *_ = table(capsys, tmp_path / "deit", tmp_path / "frgeo")
+    assert (own["run"], own["R@1"]) == ("published, DeiT-S/16", "95.52")
+    assert (frgeo["run"], frgeo["R@1"]) == ("published", "97.06")
 
 
 def test_folders_are_searched_each_file_once_and_earlier_runs_left_out(tmp_path, capsys):

@@ -8,10 +8,11 @@ from torch.utils.data import DataLoader, Subset
 
 from utils import distributed
 from utils.errors import UserError
+from utils.geodesy import describe_errors, neighbours
 from utils.images import collate, to_device
 from utils.launch import loader_workers
 from utils.logging import progress_bar
-from utils.metrics import Ranks, rank_queries, summarise
+from utils.metrics import Ranks, rank_queries, recalls, summarise
 from utils.run_files import DESCRIPTOR_FILES
 from utils.seeding import seed_worker
 
@@ -29,13 +30,31 @@ def evaluate(model, query, reference, args, device):
 
 
 def score(q, r, query, device):
-    """Metrics in percent of (N, dim) and (M, dim) descriptors, every process comparing its share of the queries."""
+    """Metrics of (N, dim) and (M, dim) descriptors, every process comparing its share of the queries.
+
+    R@k and Hit in percent (`utils.metrics`); where positions are known, how far the most similar item lies from the
+    query (`utils.geodesy`); for a split that has `near_metres`, "R@1 (5 m)" and so on: found at k if one of the k
+    most similar items lies that near.
+    """
     if device.type == "cuda":
         r = (r if isinstance(r, torch.Tensor) else torch.tensor(r)).to(device)
-    ranks = rank_queries(q, r, query.labels, query.semi_positives, rows=distributed.shard(len(q)))
-    columns = torch.stack([torch.from_numpy(column) for column in ranks[:3] if column is not None], dim=1)
-    columns = distributed.gather_rows(columns, len(q)).T.numpy()
-    return summarise(Ranks(*columns), len(r))
+    rows, positions = distributed.shard(len(q)), query.positions()
+    near = neighbours(positions, query.near_metres, *rows) if positions and query.near_metres else None
+    nearest = 0 if positions is None else 1
+    ranks = rank_queries(q, r, query.labels, query.semi_positives, rows=rows, nearest=nearest, near=near)
+    ranks = Ranks(*(column if column is None else _gather(column, len(q)) for column in ranks))
+    metrics = summarise(ranks, len(r))
+    if ranks.near is not None:
+        near = recalls(ranks.near, len(r))
+        metrics |= {f"{name} ({query.near_metres:g} m)": value for name, value in near.items()}
+    if positions is not None:
+        metrics |= describe_errors(positions.errors(ranks.nearest[:, 0]))
+    return metrics
+
+
+def _gather(rows, length):
+    """The rows of all processes as one array, on every process."""
+    return distributed.gather_rows(torch.from_numpy(rows), length).numpy()
 
 
 def read_descriptors(folder, query, reference):

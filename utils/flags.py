@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from utils.paper import VIGOR_CITIES
+
 DATASETS = ("cvusa", "cvact", "vigor", "pairs")
 OPTIMISERS = ("sgd", "adam", "adamw", "sam")
 DATA_VARIABLE = "FRGEO_DATA"
@@ -49,6 +51,20 @@ def _add_data(group):
         default="original",
         choices=("original", "corrected"),
         help="VIGOR: labels as published, or those corrected by SliceMatch (default: original)",
+    )
+    group.add_argument(
+        "--vigor-cities",
+        nargs="+",
+        choices=VIGOR_CITIES,
+        metavar="CITY",
+        help=f"VIGOR: train and evaluate in these cities only, gallery included: {', '.join(VIGOR_CITIES)} (default: "
+        "all; same-area lists)",
+    )
+    group.add_argument(
+        "--eval-split",
+        choices=("val", "test"),
+        help="split to evaluate; CVACT has val and test, of which test is scored by exact pair and by any tile within "
+        "5 m (default: val; VIGOR test)",
     )
     group.add_argument(
         "--ground-size",

@@ -22,12 +22,14 @@ class Ranks(NamedTuple):
     cover: ... the best of the tiles that cover it (None without semi-positives).
 
     nearest: (N, k) int64, the k gallery items most similar to each query, best first (None where not asked for).
+    near: ... the best of the items that lie near it, its positive among them (None where not asked for).
     """
 
     positive: np.ndarray
     hit: np.ndarray | None = None
     cover: np.ndarray | None = None
     nearest: np.ndarray | None = None
+    near: np.ndarray | None = None
 
 
 def retrieval_metrics(query, reference, labels, semi_positives=None, chunk=CHUNK):
@@ -63,12 +65,17 @@ def positive_ranks(query, reference, labels, chunk=CHUNK):
 
 def summarise(ranks, gallery):
     """Metrics in percent of `Ranks` in a gallery of that size (see `retrieval_metrics`)."""
-    cuts = {"R@1": 1, "R@5": 5, "R@10": 10, "R@1%": max(1, gallery // 100)}
-    metrics = {name: 100.0 * float(np.mean(ranks.positive < k)) for name, k in cuts.items()}
+    metrics = recalls(ranks.positive, gallery)
     if ranks.hit is not None:
         metrics["Hit"] = 100.0 * float(np.mean(ranks.hit == 0))
         metrics["Hit (top-1 covers)"] = 100.0 * float(np.mean(ranks.cover == 0))
     return metrics
+
+
+def recalls(ranks, gallery):
+    """R@1, R@5, R@10 and R@1% in percent of (N,) ranks in a gallery of that size."""
+    cuts = {"R@1": 1, "R@5": 5, "R@10": 10, "R@1%": max(1, gallery // 100)}
+    return {name: 100.0 * float(np.mean(ranks < k)) for name, k in cuts.items()}
 
 
 def check_descriptors(descriptors, name="descriptors"):
@@ -81,11 +88,15 @@ def check_descriptors(descriptors, name="descriptors"):
 
 
 @torch.no_grad()
-def rank_queries(query, reference, labels, semi_positives=None, chunk=CHUNK, rows=None, nearest=0, fast=None):
+def rank_queries(
+    query, reference, labels, semi_positives=None, chunk=CHUNK, rows=None, nearest=0, fast=None, near=None
+):
     """`Ranks` of the queries, or of rows `(start, stop)` of them. Other arguments and errors as `retrieval_metrics`.
 
     Args:
         nearest: length of the list of most similar gallery items to find as well.
+        near: blocks (i, j) of (P,) int64 query rows, counted from `start`, and gallery rows that lie near them
+            (`utils.geodesy.neighbours`); None for none.
         fast: whether blocks are formed in bfloat16 first; None for whichever is faster here. The ranks are the same.
     """
     if chunk < 1:
@@ -101,23 +112,44 @@ def rank_queries(query, reference, labels, semi_positives=None, chunk=CHUNK, row
         semi_positives = None if semi_positives is None else semi_positives[slice(*rows)]
     labels = labels.to(device)
     every = torch.arange(q.rows, device=device)
-    if semi_positives is None:
-        threshold = exact_similarity(q, r, every, labels)
-        counts, top = count_above(q, r, [threshold], chunk, fast, nearest)
-        return Ranks(_numpy(counts[0]), nearest=_numpy(top))
+    positive = exact_similarity(q, r, every, labels)
+    thresholds, semi = [positive], None
+    if semi_positives is not None:
+        semi = _check_labels(semi_positives, q.rows, r.rows, "semi-positives", lowest=-1).to(device)
+        semi = _covering_similarity(q, r, positive, labels, semi)
+        thresholds.append(semi.amax(dim=1))
+    if near is not None:
+        thresholds.append(_best_similarity(q, r, positive, near))
+    counts, top = count_above(q, r, thresholds, chunk, fast, nearest)
+    counts, hit, cover = list(counts), None, None
+    if semi is not None:
+        hit = counts[0] - (semi > positive[:, None] + 2 * rounding(q.dim, torch.float64)).sum(dim=1)
+        cover = counts[1]
+    beside = counts[-1] if near is not None else None
+    return Ranks(*map(_numpy, (counts[0], hit, cover, top, beside)))
 
-    semi = _check_labels(semi_positives, q.rows, r.rows, "semi-positives", lowest=-1).to(device)
-    covering = torch.cat([labels[:, None], semi], dim=1)  # (N, 1 + S)
-    similarity = torch.full(covering.shape, -torch.inf, dtype=torch.float64, device=device)
-    for column in range(covering.shape[1]):
+
+def _covering_similarity(q, r, positive, labels, semi):
+    """(N, 1 + S) float64 similarities of the positive and the semi-positives, -inf for none or one named before."""
+    covering = torch.cat([labels[:, None], semi], dim=1)
+    every = torch.arange(q.rows, device=q.device)
+    similarity = torch.full(covering.shape, -torch.inf, dtype=torch.float64, device=q.device)
+    similarity[:, 0] = positive
+    for column in range(1, covering.shape[1]):
         present = covering[:, column] >= 0
         similarity[present, column] = exact_similarity(q, r, every[present], covering[present, column])
         repeated = (covering[:, :column] == covering[:, column, None]).any(dim=1)  # named twice: left out once
         similarity[repeated, column] = -torch.inf
-    thresholds = [similarity[:, 0], similarity.amax(dim=1)]
-    (above_positive, above_best), top = count_above(q, r, thresholds, chunk, fast, nearest)
-    semi_above = (similarity > similarity[:, :1] + 2 * rounding(q.dim, torch.float64)).sum(dim=1)
-    return Ranks(*map(_numpy, (above_positive, above_positive - semi_above, above_best, top)))
+    return similarity
+
+
+def _best_similarity(q, r, positive, blocks):
+    """(N,) float64: the largest similarity of each query with its positive and the items that `blocks` name."""
+    best = positive.clone()
+    for i, j in blocks:
+        i, j = (torch.as_tensor(rows, device=q.device) for rows in (i, j))
+        best.scatter_reduce_(0, i, exact_similarity(q, r, i, j), "amax")
+    return best
 
 
 def _numpy(tensor):

@@ -31,9 +31,12 @@ def check(args):
         args.device = f"cuda:{args.gpu}"
     if args.save_path is None:
         args.save_path = Path(f"result_{run_name(args)}")
-    for flag, wrong in (("--cross", args.cross), ("--vigor-labels", args.vigor_labels != "original")):
-        if wrong and args.dataset != "vigor":
+    of_vigor = {"--cross": args.cross, "--vigor-labels": args.vigor_labels != "original"}
+    for flag, given in (of_vigor | {"--vigor-cities": args.vigor_cities is not None}).items():
+        if given and args.dataset != "vigor":
             raise UserError(f"{flag} belongs to --dataset vigor, not {args.dataset}; leave it out")
+    if args.cross and args.vigor_cities is not None:
+        raise UserError("--cross names VIGOR's cities itself; give it or --vigor-cities")
     if not 0 <= args.fov <= 360:
         raise UserError(f"--fov {args.fov} is out of range; expected 1 to 360 degrees, or 0 for all")
     if args.asam and args.op != "sam":
@@ -62,8 +65,8 @@ def check(args):
 
 
 def run_name(args):
-    """Name of the protocol a run follows: cvusa, cvact, vigor, vigor_cross or pairs."""
-    return args.dataset + ("_cross" if args.cross else "")
+    """Name of the protocol a run follows: cvusa, cvact, vigor, vigor_cross, vigor_<city> ... or pairs."""
+    return "_".join([args.dataset, *(["cross"] if args.cross else []), *(args.vigor_cities or [])])
 
 
 def settle_model_options(args, stored):
