@@ -22,6 +22,7 @@ from torchvision import transforms
 from benchmarks.measure import in_turns
 from dataset import CVACT, CVUSA, VIGOR
 from dataset.city import write_city
+from utils.halves import slices
 from utils.images import IMAGENET_MEAN, IMAGENET_STD, collate, to_device
 from utils.paper import INPUT_SIZES
 
@@ -53,19 +54,25 @@ def plain_pair(data, index, sizes):
     return images
 
 
-def all_plain(data):
+def plain_batches(data):
+    """Batches of normalised float tensors, image by image."""
     sizes = INPUT_SIZES[data.name]
-    pairs = [plain_pair(data, i, sizes) for i in range(len(data))]
-    return [torch.stack(images) for images in zip(*pairs, strict=True)]
+    for rows in slices(len(data), BATCH):
+        pairs = [plain_pair(data, i, sizes) for i in range(rows.start, rows.stop)]
+        yield [torch.stack(images) for images in zip(*pairs, strict=True)]
 
 
-def all_ours(data):
-    """The same through `PairDataset`, `collate` and `to_device`, batch by batch."""
-    out = []
-    for start in range(0, len(data), BATCH):
-        batch = collate([data[i] for i in range(start, min(start + BATCH, len(data)))])
-        out.append([to_device(images, torch.device("cpu")) for images in batch[:2]])
-    return [torch.cat(images) for images in zip(*out, strict=True)]
+def our_batches(data):
+    """The same through `PairDataset`, `collate` and `to_device`."""
+    for rows in slices(len(data), BATCH):
+        batch = collate([data[i] for i in range(rows.start, rows.stop)])
+        yield [to_device(images, torch.device("cpu")) for images in batch[:2]]
+
+
+def exhaust(batches):
+    """Use up an iterator, as a training does: no batch is kept."""
+    for _ in batches:
+        pass
 
 
 def compare(layout, folder, pairs, rounds):
@@ -73,15 +80,17 @@ def compare(layout, folder, pairs, rounds):
     root = write(layout, Path(folder) / layout.name, pairs)
     kinds = {"here": {}, "fast": {"fast_decode": True}, "cache": {"cache": Path(folder) / "cache"}}
     data = {name: layout(root, "train", pixels=True, **more) for name, more in kinds.items()}
-    all_ours(data["cache"])  # makes the cache
-    ways = {"plain": lambda: all_plain(data["here"])} | {
-        name: (lambda name=name: all_ours(data[name])) for name in kinds
+    exhaust(our_batches(data["cache"]))  # makes the cache
+    ways = {"plain": lambda: exhaust(plain_batches(data["here"]))} | {
+        name: (lambda name=name: exhaust(our_batches(data[name]))) for name in kinds
     }
     best = in_turns(ways, rounds)
     speed = {name: 2 * len(data["here"]) / measure.seconds for name, measure in best.items()}
-    plain, fast = best["plain"].result, best["fast"].result
-    same = all(torch.equal(a, b) for name in ("here", "cache") for a, b in zip(plain, best[name].result, strict=True))
-    off = torch.cat([(a - b).abs().flatten() for a, b in zip(plain, fast, strict=True)])
+    plain, ours, cached, fast = (
+        torch.cat([torch.cat([view.flatten() for view in batch]) for batch in batches])
+        for batches in (plain_batches(data["here"]), *(our_batches(data[name]) for name in ("here", "cache", "fast")))
+    )
+    same, off = torch.equal(plain, ours) and torch.equal(plain, cached), (plain - fast).abs()
     levels = 255 * sum(IMAGENET_STD) / 3
     speeds = " | ".join(f"{speed[name]:.0f}" for name in ways)
     return (

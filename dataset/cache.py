@@ -56,23 +56,25 @@ class ImageCache(ImageFiles):
             self.stores = {head: _Store(folder, head, tails, transform) for head, tails in names.items()}
         except OSError as error:
             raise UserError(f"--cache {folder} cannot be written to ({error}); give another folder") from error
+        split = map(os.path.split, paths)
+        self.slots = [(self.stores[head], self.stores[head].slots[tail]) for head, tail in split]
         self.stamps = np.array([_stamp(path) for path in paths], dtype=np.int64)  # (N, 2) size, time in ns
         self.full = False
 
     def present(self):
         """(N,) bool: which images need not be made."""
-        records = np.array([self._slot(path)[0].record(self._slot(path)[1]) for path in self.paths], dtype=RECORD)
+        records = np.array([store.record(slot) for store, slot in self.slots], dtype=RECORD)
         return _fits(records, self.stamps[:, 0], self.stamps[:, 1])
 
     def pixels(self, i):
         """(H, W, 3) uint8 of image `i`, from the cache, else from its file (and so into the cache)."""
-        store, slot = self._slot(self.paths[i])
+        store, slot = self.slots[i]
         pixels = store.read(slot, *self.stamps[i])
         return self.make(i) if pixels is None else pixels
 
     def make(self, i, must=False):
         """Read image `i` from its file and keep it; on a full disk go on without, or with `must` raise OSError."""
-        store, slot = self._slot(self.paths[i])
+        store, slot = self.slots[i]
         stamp = _stamp(self.paths[i])  # before the pixels: a file changed in between is made again
         pixels = super().pixels(i)
         try:
@@ -85,11 +87,6 @@ class ImageCache(ImageFiles):
             log.warning("the cache %s takes no more images (%s): going on from the files", store.folder.parent, error)
         self.stamps[i] = stamp
         return pixels
-
-    def _slot(self, path):
-        head, tail = os.path.split(path)
-        store = self.stores[head]
-        return store, store.slots[tail]
 
 
 class _Store:
