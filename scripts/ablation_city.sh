@@ -33,6 +33,9 @@ cross="VIGOR cross-area=--dataset vigor --cross --data-root ${data}_vigor"
 base="FRM, WBL, AdamW, mining=--op adamw --mining"
 grid() { "$PYTHON" scripts/run_grid.py --out "runs/$name" --jobs "$jobs" --seeds 0 1 2 --common "$common" "$@"; }
 
+grid --name geometry --data "$cvusa" --variant "$base" \
+    --variant "panoramas turned at random=--op adamw --mining --orientation unknown"
+
 # A step of ASAM takes two gradients: in half the epochs it evaluates as many.
 grid --name claims --data "$cvusa" --data "$same" --data "$cross" \
     --variant "$base" \
@@ -40,5 +43,3 @@ grid --name claims --data "$cvusa" --data "$same" --data "$cross" \
     --variant "soft-margin triplet=--op adamw --mining --loss soft-triplet" \
     --variant "ASAM, half the epochs=--op sam --asam --rho 2.5 --mining --epochs $((epochs / 2))" \
     --variant "no mining=--op adamw"
-grid --name geometry --data "$cvusa" --variant "$base" \
-    --variant "panoramas turned at random=--op adamw --mining --orientation unknown"
