@@ -26,6 +26,8 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from scripts.command import Parser, mistakes_told, natural, positive
+from scripts.figures import save_figure
 from utils.errors import UserError
 from utils.launch import cores
 from utils.logging import progress_bar
@@ -131,9 +133,6 @@ def write_results(runs, out, name):
 
 def plot(runs, out, name):
     """Bars of mean R@1 with every seed's value as a dot."""
-    import matplotlib
-
-    matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     results = collect(runs, out)
@@ -151,8 +150,7 @@ def plot(runs, out, name):
         axis.spines[["top", "right"]].set_visible(False)
     axes[0, 0].invert_yaxis()
     figure.tight_layout()
-    for ending in ("png", "pdf"):
-        figure.savefig(out / f"{name}.{ending}", dpi=150)
+    save_figure(figure, out / name, dpi=150)
 
 
 def _order(runs):
@@ -183,21 +181,23 @@ def run_grid(args):
     print(f"\nSee {args.out / args.name}.csv, .md, .png and .pdf.")
 
 
-def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse(argv=None):
+    parser = Parser(__doc__)
     parser.add_argument("--out", required=True, type=Path, help="folder of the runs and the results")
     parser.add_argument("--data", required=True, type=named, action="append", metavar="NAME=FLAGS")
     parser.add_argument("--variant", required=True, type=named, action="append", metavar="NAME=FLAGS")
     parser.add_argument("--common", default="", metavar="FLAGS", help="flags of all runs")
     parser.add_argument("--name", default="grid", help="of the files of results (default: grid)")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time; they share the cores (default: 1)")
-    args = parser.parse_args(argv)
+    parser.add_argument("--seeds", type=natural, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--jobs", type=positive, default=1, help="runs at a time; they share the cores (default: 1)")
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    args = parse(argv)
     try:
-        run_grid(args)
-    except UserError as error:
-        print(f"run_grid.py: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        with mistakes_told("run_grid.py"):
+            run_grid(args)
     except KeyboardInterrupt:
         print("run_grid.py: interrupted; the same command goes on", file=sys.stderr)
         raise SystemExit(130) from None

@@ -22,7 +22,7 @@ STUB = """\
 #!/bin/bash
 [ "$1" != scripts/check_environment.py ] || exit 0
 [ "$1" != -u ] || shift
-echo "$*" >> calls
+{ printf '%q ' "$@"; echo; } >> calls
 while [ $# -gt 0 ]; do [ "$1" != --save_path ] || out=$2; shift; done
 [ -z "$out" ] || { mkdir -p "$out" && touch "$out/model_best.pth.tar"; }
 """
