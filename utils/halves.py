@@ -119,6 +119,13 @@ def count_true(mask):
     return torch.cat(sums, dim=1).view(torch.uint8).sum(dim=1, dtype=torch.int64)
 
 
+def row_maximum(block):
+    """(n,) largest number of each row of an (n, m) block, or 0 for a bfloat16 row that holds no positive number."""
+    if block.dtype != torch.bfloat16:
+        return block.amax(dim=1)
+    return block.view(torch.int16).amax(dim=1).clamp_min(0).view(torch.bfloat16)  # bits compare faster than numbers
+
+
 @cache
 def bfloat16_is_faster(device):
     """Whether this device has instructions for products of bfloat16 matrices."""

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 
 from utils.descriptors import exact_similarity, rounding
-from utils.halves import Halves, bfloat16_is_faster, count_true, slices
+from utils.halves import Halves, bfloat16_is_faster, count_true, row_maximum, slices
 
 CHUNK = 4096  # queries in one block
 COLUMNS = 2048  # gallery items in one block
@@ -110,10 +110,13 @@ class _TopList:
 
     def add(self, rows, columns, block, shift, error):
         """A block of similarities less `shift` (n,), each off by at most `error` (n,) and its own last digit."""
+        largest, eps = row_maximum(block).double(), torch.finfo(block.dtype).eps
+        self.error[rows] = torch.maximum(self.error[rows], error + eps * largest.abs())
+        entering = (largest + shift > self.value[rows, -1]).nonzero().squeeze(1)
+        block, shift, error, rows = block[entering], shift[entering], error[entering], rows.start + entering
         value, item = block.topk(min(self.keep, block.shape[1]), dim=1)
         value = value.double()
-        digit = torch.finfo(block.dtype).eps * value.abs().amax(dim=1)
-        self.error[rows] = torch.maximum(self.error[rows], error + digit)
+        self.error[rows] = torch.maximum(self.error[rows], error + eps * value[:, -1].abs())
         value = torch.cat([self.value[rows], value + shift[:, None]], dim=1)
         item = torch.cat([self.item[rows], item + columns.start], dim=1)
         self.value[rows], chosen = value.topk(self.keep, dim=1)
