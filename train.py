@@ -18,18 +18,18 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from criterion import SAM
-from criterion.build import build_loss, build_optimizer
+from criterion.build import build_loss, build_optimizer, set_learning_rate
 from dataset.build import LAYOUTS, build_datasets, evaluation_split
 from dataset.sampler import MiningSampler
 from model.frgeo import build_model
 from utils import distributed
 from utils.checkpoint import load_checkpoint, load_weights, model_options
 from utils.errors import UserError
-from utils.evaluation import evaluate, precision, read_descriptors, score
+from utils.evaluation import evaluate, precision, read_descriptors, record, score_saved
 from utils.images import collate, to_device
 from utils.launch import launch, loader_workers
-from utils.logging import describe_metrics, log_setup, log_training, progress_bar, start_logging, stop_logging
-from utils.options import recorded, run_name, settle_model_options
+from utils.logging import log_setup, log_training, progress_bar, start_logging, stop_logging
+from utils.options import recorded, settle_model_options
 from utils.run_files import RunFiles
 from utils.seeding import loader_generator, seed_process, seed_worker, set_kernels
 
@@ -118,7 +118,7 @@ def rescore(args, device, files):
     distributed.barrier()
     start_logging(args.save_path)
     started = time.perf_counter()
-    metrics = score(*descriptors, query, device)
+    metrics = score_saved(*descriptors, query, args, device)
     return record(metrics, datasets, args, files, args.descriptors, None, started)
 
 
@@ -282,43 +282,6 @@ def evaluate_and_record(model, datasets, args, device, files, weights, epoch):
     started = time.perf_counter()
     metrics, descriptors = evaluate(model, *datasets[1:], args, device)
     return record(metrics, datasets, args, files, weights, epoch, started, descriptors if args.evaluate else None)
-
-
-def record(metrics, datasets, args, files, weights, epoch, started, descriptors=None):
-    """Log and write an evaluation on rank 0. Returns its metrics there, None elsewhere."""
-    if not distributed.is_main():
-        return None
-    _, query, reference = datasets
-    log.info(
-        "%s %s: %s (%d queries, %d in the gallery, %.1f s)",
-        run_name(args), query.split, describe_metrics(metrics), len(query), len(reference),
-        time.perf_counter() - started,
-    )  # fmt: skip
-    told = {
-        "dataset": run_name(args),
-        "split": query.split,
-        "queries": len(query),
-        "gallery": len(reference),
-        "missing_pairs": query.missing,
-        "weights": str(weights),
-        "epoch": epoch,
-    }
-    if args.dataset == "vigor":
-        told["labels"] = args.vigor_labels
-    files.write_evaluation(metrics | told, descriptors)
-    return metrics
-
-
-def set_learning_rate(optimizer, args, epoch):
-    """Learning rate of an epoch: half a cosine down to 0 (`--cos`), or a tenth from each `--schedule` epoch on."""
-    factor = (
-        0.5 * (1 + math.cos(math.pi * epoch / args.epochs))
-        if args.cos
-        else 0.1 ** sum(epoch >= milestone for milestone in args.schedule)
-    )
-    for group in optimizer.param_groups:
-        group["lr"] = args.lr * factor
-    return args.lr * factor
 
 
 def plan_epoch(sampler, epoch):

@@ -1,5 +1,7 @@
 """From parsed options to the loss and the optimiser of a run."""
 
+import math
+
 import torch
 
 from criterion.sam import SAM
@@ -40,3 +42,15 @@ def build_optimizer(args, params):
     if args.op == "sam":
         return SAM(params, torch.optim.AdamW, rho=args.rho, adaptive=args.asam, **adam_args)
     return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[args.op](params, **adam_args)
+
+
+def set_learning_rate(optimizer, args, epoch):
+    """Learning rate of an epoch: half a cosine down to 0 (`--cos`), or a tenth from each `--schedule` epoch on."""
+    factor = (
+        0.5 * (1 + math.cos(math.pi * epoch / args.epochs))
+        if args.cos
+        else 0.1 ** sum(epoch >= milestone for milestone in args.schedule)
+    )
+    for group in optimizer.param_groups:
+        group["lr"] = args.lr * factor
+    return args.lr * factor

@@ -3,7 +3,7 @@
 import os
 from abc import ABC, abstractmethod
 from copy import copy
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -122,6 +122,7 @@ class PairDataset(Dataset, ABC):
         if self.orientation not in ORIENTATIONS:
             raise ValueError(f"orientation is {orientation!r}; expected one of {', '.join(ORIENTATIONS)}")
         self.augment, self.seed, self.pixels = augment, seed, pixels
+        self._turn = 0.0
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # loader workers see it change
 
     # What a layout says of itself.
@@ -154,6 +155,7 @@ class PairDataset(Dataset, ABC):
             f"holds it):\n{cls.tree}"
         )
 
+    @cached_property
     def positions(self):
         """`utils.geodesy.Positions` of queries and gallery; None where the layout does not tell them."""
         return None
@@ -170,6 +172,12 @@ class PairDataset(Dataset, ABC):
             raise ValueError(f"view is {view!r}; expected one of {', '.join(VIEWS)}")
         other = copy(self)
         other.view = view
+        return other
+
+    def turned(self, degrees):
+        """The same lists with every panorama turned clockwise by so many degrees: a guess at where north is."""
+        other = copy(self)
+        other._turn = self._turn + degrees
         return other
 
     @property
@@ -204,8 +212,10 @@ class PairDataset(Dataset, ABC):
     def _seen(self, panorama, index, epoch=None):
         """What the camera sees of a panorama: its orientation and field of view."""
         if self.orientation == "unknown":
-            return crop_field_of_view(panorama, self.fov, fov_angle(self.seed, index, epoch))
-        return crop_to_north(panorama, self.fov)
+            panorama = crop_field_of_view(panorama, self.fov, fov_angle(self.seed, index, epoch))
+        else:
+            panorama = crop_to_north(panorama, self.fov)
+        return crop_field_of_view(panorama, 360, self._turn) if self._turn else panorama
 
     def _finish(self, image):
         return image if self.pixels else normalise(image)

@@ -1,5 +1,6 @@
 """CVACT: Canberra, 35,532 training, 8,884 validation and 92,802 test pairs, one to one."""
 
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +56,7 @@ class CVACT(PairDataset):
     def near_metres(self):
         return TEST_METRES if self.split == "test" else None
 
+    @cached_property
     def positions(self):
         """Each camera stands at the centre of its own tile, so queries and gallery share the coordinates."""
         return Positions(self.utm, self.utm, "metres") if np.isfinite(self.utm).all() else None

@@ -1,6 +1,7 @@
 """CVUSA: 35,532 training and 8,884 test pairs, one to one."""
 
 import csv
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ class CVUSA(PairDataset):
     def read(self):
         return self._read(self.split)
 
+    @cached_property
     def positions(self):
         """Latitudes and longitudes from split_locations/all.csv, where a copy has it and its columns can be told."""
         path = next((self.root / name for name in LOCATIONS if (self.root / name).is_file()), None)

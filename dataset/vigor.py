@@ -1,6 +1,7 @@
 """VIGOR: four cities, 105,214 panoramas and 90,618 aerial tiles, panoramas anywhere in their tiles."""
 
 import os
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +74,7 @@ class VIGOR(PairDataset):
         self.deltas = np.concatenate(deltas) if deltas else np.empty((0, COVERING, 2), np.float32)
         return Listing(ground, aerial, np.array(tiles, dtype=np.int64).reshape(-1, COVERING))
 
+    @cached_property
     def positions(self):
         """The cameras' and the tile centres' latitudes and longitudes, which the file names hold."""
         try:

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from model.backbone import Backbone
-from model.recombination import FeatureRecombination, GlobalAverage
+from model.recombination import FeatureRecombination
 from utils.errors import UserError
 from utils.paper import INPUT_SIZES
 
@@ -25,7 +25,8 @@ class Encoder(nn.Module):
         pooling(torch.zeros(1, *backbone.map_shape(image_size)))
         self.backbone = backbone
         self.pooling = pooling
-        self.dim = pooling.regions * backbone.width
+        self.regions = pooling.regions
+        self.dim = self.regions * backbone.width
 
     def forward(self, images):
         regions = self.pooling(self.backbone(images))  # (B, R, C)
@@ -43,15 +44,16 @@ class FRGeo(nn.Module):
         share: one set of weights for both views.
         ground_size, aerial_size: (H, W) in pixels where they differ from the paper's.
         layer_scale: value that random weights' layer scale starts with; None for the network's own.
+        regions: regions of "frm" (default: 4, the paper's; 1, 2 or 8 for ablations).
 
     Attributes:
         query_net, reference_net: (B, 3, H, W) float -> (B, dim) un-normalised descriptors of the ground panorama
             and of the aerial image.
-        dim: numbers in a descriptor: 4 (FRM) or 1 (GAP) times the backbone's width.
+        dim: numbers in a descriptor: the regions, 4 (FRM) or 1 (GAP), times the backbone's width.
 
     Raises:
         UserError: an unknown arch, or weights that cannot be had or do not fit.
-        ValueError: an unknown dataset or pool, or images too small for four regions.
+        ValueError: an unknown dataset, pool or number of regions, or images too small for them.
     """
 
     def __init__(
@@ -64,19 +66,22 @@ class FRGeo(nn.Module):
         ground_size=None,
         aerial_size=None,
         layer_scale=None,
+        regions=None,
     ):
         super().__init__()
         if pool not in POOLS:
             raise ValueError(f"pool is {pool!r}; expected one of {', '.join(POOLS)}")
+        regions = regions or (4 if pool == "frm" else 1)
+        if pool == "gap" and regions != 1:
+            raise ValueError(f"pool 'gap' has one region, not {regions}; expected pool 'frm' or regions 1")
         if dataset not in INPUT_SIZES:
             raise ValueError(f"dataset is {dataset!r}; expected one of {', '.join(INPUT_SIZES)}")
         self.ground_size = tuple(ground_size or INPUT_SIZES[dataset].ground)
         self.aerial_size = tuple(aerial_size or INPUT_SIZES[dataset].aerial)
         ground = Backbone(arch, self.ground_size, pretrained, share, layer_scale)
         aerial = ground if share else Backbone(arch, self.aerial_size, pretrained, layer_scale=layer_scale)
-        regions = FeatureRecombination if pool == "frm" else GlobalAverage
-        self.query_net = Encoder(ground, regions("ground"), self.ground_size)
-        self.reference_net = Encoder(aerial, regions("aerial"), self.aerial_size)
+        self.query_net = Encoder(ground, FeatureRecombination("ground", regions), self.ground_size)
+        self.reference_net = Encoder(aerial, FeatureRecombination("aerial", regions), self.aerial_size)
         self.dim = self.query_net.dim
 
     def forward(self, im_q, im_k):
@@ -100,7 +105,7 @@ def build_model(args, pretrained=False):
     """The model that parsed options describe, its `--dim` checked.
 
     Raises:
-        UserError: `--dim` differs from the model's width, or an input is too small for four regions.
+        UserError: `--dim` differs from the model's width, or an input is too small for the regions.
     """
     height, width = args.ground_size or INPUT_SIZES[args.dataset].ground
     try:
@@ -113,12 +118,13 @@ def build_model(args, pretrained=False):
             ground_size=(height, width * (args.fov or 360) // 360),
             aerial_size=args.aerial_size,
             layer_scale=args.layer_scale,
+            regions=args.regions,
         )
     except ValueError as error:
-        raise UserError(f"{error} (--ground-size, --fov, --aerial-size)") from error
+        raise UserError(f"{error} (--ground-size, --fov, --aerial-size, --regions)") from error
     if args.dim is not None and args.dim != model.dim:
         raise UserError(
-            f"--dim {args.dim} does not fit: --arch {args.arch} with --pool {args.pool} gives {model.dim} numbers; "
-            f"give --dim {model.dim} or leave it out"
+            f"--dim {args.dim} does not fit: --arch {args.arch} with {model.query_net.regions} region(s) gives "
+            f"{model.dim} numbers; give --dim {model.dim} or leave it out"
         )
     return model

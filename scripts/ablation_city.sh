@@ -13,15 +13,15 @@ source scripts/setup.sh requirements.txt
 
 if [ "${1:-}" = --full ]; then
     name=ablation_full jobs=${JOBS:-1} epochs=20 train=8000 test=2000 panoramas=2000 tiles=1200
-    common="--arch convnext_tiny --layer-scale 0.1 --lr 0.0001 --batch-size 32 --tuple-size 16"
+    common="--arch convnext_tiny --layer-scale 0.1 --lr 0.0001 --batch-size 32 --tuple-size 16 --amp bf16"
 elif [ $# = 0 ]; then
-    name=ablation jobs=${JOBS:-2} epochs=4 train=1000 test=500 panoramas=400 tiles=300
-    common="--arch resnet10t --ground-size 64 256 --aerial-size 128 128 --lr 0.002 --batch-size 16 --workers 0"
+    name=ablation jobs=${JOBS:-2} epochs=8 train=1000 test=500 panoramas=550 tiles=300
+    common="--arch test_resnet --ground-size 64 256 --aerial-size 128 128 --lr 0.002 --batch-size 16 --workers 0"
 else
     echo "usage: bash scripts/ablation_city.sh [--full]" >&2
     exit 2
 fi
-common+=" --epochs $epochs --pretrained none --amp bf16 --wd 0.03 --cos --eval-every 1000 --cache runs/$name/cache"
+common+=" --epochs $epochs --pretrained none --wd 0.03 --cos --eval-every 1000 --cache runs/$name/cache"
 data=data/$name
 
 "$PYTHON" scripts/make_city.py --layout cvusa --out "${data}_cvusa" --train $train --test $test --seed 1

@@ -133,7 +133,7 @@ def test_val_is_scored_by_exact_pair_alone_and_coordinates_that_are_missing_leav
     data = CVACT(roots["cvact"], "val")
     data.utm = data.utm.copy()
     data.utm[0, 0] = np.nan
-    assert data.positions() is None
+    assert data.positions is None
 
 
 def test_vigor_errors_are_metres_between_the_coordinates_in_the_names(roots, tmp_path):
@@ -150,14 +150,14 @@ def test_vigor_errors_are_metres_between_the_coordinates_in_the_names(roots, tmp
         errors.append(np.hypot((north - lat) * metre, (east - lng) * metre * np.cos(np.radians(lat))))
     assert found["mean error (m)"] == pytest.approx(np.mean(errors), rel=1e-3)
     assert found["within 100 m"] == pytest.approx(100 * np.mean(np.array(errors) <= 100))
-    query, gallery, _ = data.positions()
+    query, gallery, _ = data.positions
     assert np.linalg.norm((query - gallery[data.labels]) * 111_195, axis=1).max() < 60  # its own tile is near
 
 
 def test_vigor_names_of_another_style_leave_metres_out(roots):
     data = VIGOR(roots["vigor"], "test")
     data.aerial = [path.replace("satellite_", "tile-") for path in data.aerial]
-    assert data.positions() is None
+    assert data.positions is None
 
 
 def locations(style, count):
@@ -193,7 +193,7 @@ def test_cvusa_coordinates_are_found_in_any_style(numbered, style):
     (numbered / "split_locations" / "all.csv").write_text(text)
     (numbered / "streetview/panos/0000012.jpg").unlink()
     data = CVUSA(numbered, "val")
-    query, gallery, kind = data.positions()
+    query, gallery, kind = data.positions
     kept = [9, 10, *range(12, 17)]
     np.testing.assert_allclose(query, np.stack([lat, lng], axis=1)[kept])
     np.testing.assert_array_equal(query, gallery)
@@ -205,9 +205,9 @@ def test_cvusa_coordinates_are_found_in_any_style(numbered, style):
     ["", "lat,lng\n", "a,b\nc,d\n", "1,2\n3\n", "41.5,-87.25\n" * 16, "1.5,-87.25\n" * 17, "\x00"],
 )
 def test_cvusa_coordinates_that_cannot_be_told_leave_metres_out(numbered, text):
-    assert CVUSA(numbered, "val").positions() is None
+    assert CVUSA(numbered, "val").positions is None
     (numbered / "split_locations" / "all.csv").write_text(text)
-    assert CVUSA(numbered, "val").positions() is None
+    assert CVUSA(numbered, "val").positions is None
 
 
 def test_metres_of_cvusa_reach_metrics_json(numbered, tmp_path):

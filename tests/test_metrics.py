@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from utils import halves, ranking
-from utils.descriptors import exact_similarity
+from utils.descriptors import Turned, exact_similarity
 from utils.metrics import DescriptorError, positive_ranks, rank_queries, retrieval_metrics, summarise
 
 TIE = 1e-12  # float64 similarities closer than this are ties in the plain computation below
@@ -110,6 +110,36 @@ def test_the_bfloat16_pass_decides_most_comparisons(monkeypatch):
     monkeypatch.setattr(ranking, "_compare", None)  # float32 must not be needed
     assert (rank_queries(query, reference, labels, fast=True).positive == 0).all()
     assert 500 <= sum(asked) < 600  # the positives themselves, and hardly any other
+
+
+@pytest.mark.parametrize("noise", [1, 30])
+def test_turned_queries_score_the_best_of_all_ways(monkeypatch, noise):
+    """Two sets of descriptors in four circular shifts each, against the eight products written out."""
+    monkeypatch.setattr(ranking, "COLUMNS", 40)
+    rng = np.random.default_rng(3)
+    n, m, d, regions = 90, 130, 48, 4
+    reference, labels = rng.standard_normal((m, d)), rng.integers(0, m, n)
+    shifts = rng.integers(0, regions, n)
+    sets = [rng.standard_normal((n, d)), np.empty((n, d))]
+    for i in range(n):
+        sets[1][i] = np.roll(reference[labels[i]], shifts[i] * d // regions) + noise * rng.standard_normal(d)
+    semi = rng.integers(0, m, (n, 3))
+    unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (*sets, reference)]
+    ways = [np.roll(x, k * d // regions, axis=1) @ unit[2].T for x in unit[:2] for k in range(regions)]
+    similarity = np.max(ways, axis=0)
+    positive = similarity[np.arange(n), labels]
+    best = np.maximum(positive, np.take_along_axis(similarity, semi, 1).max(1))
+    turned = Turned(sets, regions, "queries", torch.device("cpu"))
+    assert turned.ways == 8
+    found = rank_queries(turned, reference, labels, semi, chunk=200, nearest=6)
+    np.testing.assert_array_equal(found.positive, (similarity > positive[:, None] + TIE).sum(1))
+    np.testing.assert_array_equal(found.cover, (similarity > best[:, None] + TIE).sum(1))
+    np.testing.assert_array_equal(found.nearest, np.argsort(-similarity, axis=1, kind="stable")[:, :6])
+    part = rank_queries(turned, reference, labels, semi, rows=(30, 50))
+    np.testing.assert_array_equal(part.positive, found.positive[30:50])
+    if noise == 1:
+        assert (found.positive == 0).mean() > 0.9
+        assert (positive_ranks(sets[1], reference, labels) == 0).mean() < 0.5
 
 
 @pytest.mark.parametrize("m", [5, 8, 4096, 8 * 255 * 3 + 8])

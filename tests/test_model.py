@@ -31,6 +31,36 @@ def test_regions_follow_the_compass():
         assert torch.equal(aerial(tile), expected)
 
 
+@pytest.mark.parametrize("regions", [1, 2, 4, 8])
+@pytest.mark.parametrize("size", [16, 22])  # cells in a side of the aerial map
+def test_any_number_of_regions_follows_the_compass(regions, size):
+    """A wedge of an aerial map, and the columns of a panorama that show it, mark one and the same region."""
+    ground, aerial = FeatureRecombination("ground", regions), FeatureRecombination("aerial", regions)
+    centre = torch.arange(size) + 0.5 - size / 2
+    south, west = centre[:, None].expand(size, size), -centre[None, :].expand(size, size)
+    bearing = torch.rad2deg(torch.atan2(west, south)) % 360  # clockwise from south, as panoramas run
+    for region in range(regions):
+        left, right = 360 / regions * region, 360 / regions * (region + 1)
+        tile = ((left < bearing) & (bearing < right)).float()[None, None]
+        panorama = torch.zeros(1, 1, 4, 16)
+        panorama[..., 16 * region // regions : 16 * (region + 1) // regions] = 1
+        torch.testing.assert_close(
+            ground(panorama)[0, :, 0], torch.nn.functional.one_hot(torch.tensor(region), regions).float()
+        )
+        found = aerial(tile)[0, :, 0]
+        assert found.argmax() == region
+        assert found[region] > 0.85  # the half cells of a diagonal
+        assert found.sum() == found[region]
+
+
+def test_eight_regions_are_the_quadrants_halved():
+    x = torch.randn(2, 3, 10, 10, dtype=torch.float64)
+    four, eight = (FeatureRecombination("aerial", n)(x) for n in (4, 8))
+    torch.testing.assert_close((eight[:, 0::2] + eight[:, 1::2]) / 2, four)
+    ones = FeatureRecombination("aerial", 8)(torch.ones(1, 1, 7, 10))
+    torch.testing.assert_close(ones, torch.ones(1, 8, 1))
+
+
 @settings(deadline=None, max_examples=60)
 @given(h=st.integers(1, 9), w=st.integers(4, 23), view=st.sampled_from(["ground", "aerial"]))
 def test_regions_are_plain_averages_with_cuts_at_integer_quotients(h, w, view):
@@ -50,6 +80,15 @@ def test_regions_are_plain_averages_with_cuts_at_integer_quotients(h, w, view):
 def test_a_map_too_small_for_four_regions_is_refused(view, shape):
     with pytest.raises(ValueError, match="use a"):
         FeatureRecombination(view)(torch.zeros(1, 2, *shape))
+
+
+def test_regions_that_do_not_exist_are_refused():
+    with pytest.raises(ValueError, match="regions is 3"):
+        FeatureRecombination("ground", 3)
+    with pytest.raises(ValueError, match="8 columns"):
+        FeatureRecombination("ground", 8)(torch.zeros(1, 2, 4, 7))
+    with pytest.raises(ValueError, match="one region, not 4"):
+        small(pool="gap", regions=4)
 
 
 def test_the_view_is_told_not_guessed():

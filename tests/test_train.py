@@ -120,6 +120,41 @@ def test_a_resumed_run_ends_as_if_never_stopped(roots, tmp_path, optimiser):
     assert [line["loss"] for line in history] == [line["loss"] for line in straight]
 
 
+def test_a_search_finds_the_north_of_turned_panoramas(easy, tmp_path):
+    out = tmp_path / "run"
+    train.main([*flags(easy, out), *ADAMW, "--epochs", "30", "--eval-every", "30", "-b", "12"])
+    turned = [*flags(easy, out), "-e", "--orientation", "unknown"]
+    trusted = train.main(turned)["R@1"]
+    found = train.main([*turned, "--search-north", "16"])["R@1"]
+    assert found > trusted + 20
+    assert json.loads((out / "metrics.json").read_text())["search_north"] == 16
+    shifted = train.main([*turned, "--search-north", "4"])
+    assert train.main([*turned, "--search-north", "4", "--descriptors", str(out)]) == shifted
+    assert trusted <= shifted["R@1"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        (["--search-north", "6"], "no multiple of the 4 regions"),
+        (["--search-north", "8", "--descriptors", "."], "give --search-north 4"),
+        (["--search-north", "4", "--fov", "90"], "leave it out"),
+        (["--regions", "4", "--pool", "gap"], "one region"),
+    ],
+)
+def test_a_search_that_cannot_be_is_told(easy, tmp_path, capfd, wrong, told):
+    run = flags(easy, tmp_path / "run")
+    if "--descriptors" in wrong:
+        train.main([*run, *ADAMW, "--epochs", "1"])
+        train.main([*run, "-e"])
+        wrong = [str(tmp_path / "run") if word == "." else word for word in wrong]
+        run.append("-e")
+    with pytest.raises(SystemExit) as end:
+        train.main([*run, *wrong, *([] if "-e" in run else [*ADAMW, "--epochs", "1"])])
+    assert end.value.code == 2
+    assert told in capfd.readouterr().err
+
+
 def test_seeds_decide_a_run(roots, tmp_path):
     for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
         train.main([*flags(roots["cvusa"], tmp_path / name), *ADAMW, "--epochs", "1", "--seed", seed])
@@ -162,6 +197,7 @@ def test_tuples_give_the_same_loss_on_one_process(roots, tmp_path):
     [
         ["--share"],
         ["--pool", "gap", "--dim", "64"],
+        ["--regions", "2", "--dim", "128"],
         ["--arch", "test_vit"],
         ["--fov", "180"],
         ["--loss", "soft-triplet"],

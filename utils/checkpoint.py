@@ -10,7 +10,7 @@ import torch
 
 from utils.errors import UserError
 
-MODEL_OPTIONS = ("dataset", "arch", "pool", "share", "ground_size", "aerial_size")
+MODEL_OPTIONS = ("dataset", "arch", "pool", "regions", "share", "ground_size", "aerial_size")
 ENCODERS = ("query_net", "reference_net")
 
 

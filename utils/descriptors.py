@@ -22,6 +22,8 @@ class Descriptors:
         DescriptorError: not (N, D) with N, D >= 1; NaN, infinite or zero rows; N > 1 rows that are all the same.
     """
 
+    ways = 1  # descriptors of a row
+
     def __init__(self, data, name, device):
         if getattr(data, "ndim", None) != 2 or 0 in data.shape:
             raise DescriptorError(
@@ -63,6 +65,15 @@ class Descriptors:
         """L2-normalised rows (a slice, or indices on the device) in `dtype`."""
         return self.block(rows).to(dtype) * self.inverse_norm[rows].to(dtype)[:, None]
 
+    def units(self, rows, dtype):
+        """What a query can look like, as L2-normalised rows: here one way (see `Turned`)."""
+        yield self.unit(rows, dtype)
+
+    def similarity(self, r, i, j):
+        """(n,) float64 cosine similarities of rows i with rows j of r."""
+        products = torch.linalg.vecdot(self.block(i).double(), r.block(j).double())
+        return products.mul_(self.inverse_norm[i]).mul_(r.inverse_norm[j])
+
     def block(self, rows):
         """Rows as a tensor on the device, in their own precision."""
         if isinstance(self.data, torch.Tensor):
@@ -71,13 +82,64 @@ class Descriptors:
         return torch.from_numpy(np.array(self.data[index])).to(self.device)
 
 
+class Turned:
+    """Queries whose north is not known: several descriptors of each, and a similarity is the largest of theirs.
+
+    Args:
+        data: (N, D) descriptors of the panoramas, one set for each angle they were turned by.
+        regions: R equal parts of a descriptor that a quarter turn (R = 4), or 360 / R degrees, moves by one. Each
+            set is used in its R circular shifts as well.
+        name, device: as of `Descriptors`.
+
+    Attributes:
+        ways: descriptors of a query, len(data) * R.
+
+    Raises:
+        DescriptorError: as `Descriptors`; parts that are not equal.
+    """
+
+    def __init__(self, data, regions, name, device):
+        self.sets, self.regions = [Descriptors(rows, name, device) for rows in data], regions
+        self.rows, self.dim, self.device = self.sets[0].rows, self.sets[0].dim, device
+        if self.dim % regions:
+            raise DescriptorError(f"{name} have {self.dim} numbers, which do not divide into {regions} regions")
+
+    @property
+    def ways(self):
+        return len(self.sets) * self.regions
+
+    def part(self, start, stop):
+        """Rows start .. stop as a set of their own."""
+        other = copy(self)
+        other.sets = [rows.part(start, stop) for rows in self.sets]
+        other.rows = other.sets[0].rows
+        return other
+
+    def units(self, rows, dtype):
+        """Every way that queries can look, one after the other, as L2-normalised rows."""
+        for own in self.sets:
+            unit = own.unit(rows, dtype)
+            for shift in range(self.regions):
+                yield unit.roll(shift * self.dim // self.regions, dims=1)
+
+    def similarity(self, r, i, j):
+        """(n,) float64: the largest cosine similarity of rows i, turned in any way, with rows j of r."""
+        best, other = None, r.block(j).double()
+        for own in self.sets:
+            block, scale = own.block(i).double(), own.inverse_norm[i]
+            for shift in range(self.regions):
+                found = torch.linalg.vecdot(block.roll(shift * self.dim // self.regions, dims=1), other) * scale
+                best = found if best is None else torch.maximum(best, found)
+        return best.mul_(r.inverse_norm[j])
+
+
 def exact_similarity(q, r, i, j):
     """Cosine similarities of rows i of q with rows j of r, (n,) float64; i and j are (n,) indices on the device."""
     out = torch.empty(len(i), dtype=torch.float64, device=q.device)
     for start in range(0, len(i), EXACT_ROWS // 2):
         part = slice(start, start + EXACT_ROWS // 2)
-        out[part] = torch.linalg.vecdot(q.block(i[part]).double(), r.block(j[part]).double())
-    return out.mul_(q.inverse_norm[i]).mul_(r.inverse_norm[j])
+        out[part] = q.similarity(r, i[part], j[part])
+    return out
 
 
 def rounding(dim, dtype):

@@ -94,6 +94,13 @@ def _add_data(group):
         "image in evaluation (default: aligned, with a smaller --fov unknown, as published)",
     )
     group.add_argument(
+        "--search-north",
+        type=_positive,
+        metavar="N",
+        help="in evaluation, try N directions for each panorama and take the best: N / 4 times the forward passes "
+        "(4 shifts of a descriptor's regions need none), N times the comparisons (default: trust the panorama)",
+    )
+    group.add_argument(
         "--augment",
         action="store_true",
         help="turn (by quarters) and mirror both views of a training pair together; the paper has no augmentation",
@@ -130,6 +137,12 @@ def _add_model(group):
         "--pool",
         choices=("frm", "gap"),
         help="frm: the Feature Recombination Module, four compass quadrants; gap: one global average (default: frm)",
+    )
+    group.add_argument(
+        "--regions",
+        type=int,
+        choices=(1, 2, 4, 8),
+        help="compass regions of --pool frm: ground strips and the aerial sectors that match them (default: 4)",
     )
     group.add_argument("--share", action="store_true", default=None, help="one set of encoder weights for both views")
     group.add_argument(

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from utils.descriptors import DescriptorError, Descriptors, exact_similarity, rounding
+from utils.descriptors import DescriptorError, Descriptors, Turned, exact_similarity, rounding
 from utils.ranking import CHUNK, count_above
 
 
@@ -94,6 +94,7 @@ def rank_queries(
     """`Ranks` of the queries, or of rows `(start, stop)` of them. Other arguments and errors as `retrieval_metrics`.
 
     Args:
+        query: descriptors, or `Turned` ones on the device of `reference`.
         nearest: length of the list of most similar gallery items to find as well.
         near: blocks (i, j) of (P,) int64 query rows, counted from `start`, and gallery rows that lie near them
             (`utils.geodesy.neighbours`); None for none.
@@ -102,7 +103,7 @@ def rank_queries(
     if chunk < 1:
         raise ValueError(f"chunk is {chunk}; expected at least 1 row")
     device = _device(reference, query)
-    q = Descriptors(query, "query descriptors", device)
+    q = query if isinstance(query, Turned) else Descriptors(query, "query descriptors", device)
     r = Descriptors(reference, "reference descriptors", device)
     if q.dim != r.dim:
         raise DescriptorError(f"query descriptors have {q.dim} numbers, reference descriptors {r.dim}; expected equal")

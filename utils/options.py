@@ -39,6 +39,8 @@ def check(args):
         raise UserError("--cross names VIGOR's cities itself; give it or --vigor-cities")
     if not 0 <= args.fov <= 360:
         raise UserError(f"--fov {args.fov} is out of range; expected 1 to 360 degrees, or 0 for all")
+    if args.search_north and args.fov not in (0, 360):
+        raise UserError(f"--search-north turns whole panoramas; with --fov {args.fov} leave it out")
     if args.asam and args.op != "sam":
         raise UserError(f"--asam needs --op sam, not {args.op}; give --op sam or leave --asam out")
     for flag in ("lr", "rho", "alpha", "weight_decay", "momentum", "layer_scale"):
@@ -85,6 +87,7 @@ def settle_model_options(args, stored):
     defaults = {
         "arch": "convnext_tiny",
         "pool": "frm",
+        "regions": None,
         "share": False,
         "ground_size": None,
         "aerial_size": None,
@@ -99,10 +102,17 @@ def settle_model_options(args, stored):
                 taken.append(f"{flag} {_text(known)} as the checkpoint was trained with")
         elif given is None:
             setattr(args, name, default)
-        elif known is not None and name in ("arch", "pool", "share") and given != known:
+        elif known is not None and name in ("arch", "pool", "regions", "share") and given != known:
             raise UserError(
                 f"{flag} {_text(given)} was given, the checkpoint was trained with {_text(known)}; leave it out"
             )
+    if args.pool == "gap" and args.regions not in (None, 1):
+        raise UserError(f"--pool gap has one region, not {args.regions}; leave --regions out, or --pool")
+    args.regions = args.regions or (4 if args.pool == "frm" else 1)
+    if args.search_north and args.search_north % args.regions:
+        raise UserError(
+            f"--search-north {args.search_north} is no multiple of the {args.regions} regions of a descriptor; give one"
+        )
     args.ground_size = list(args.ground_size or sizes.ground)
     args.aerial_size = list(args.aerial_size or sizes.aerial)
     if args.augment and (args.ground_size[1] % 4 or args.aerial_size[0] != args.aerial_size[1]):

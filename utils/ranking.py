@@ -23,7 +23,7 @@ def count_above(q, r, thresholds, chunk=CHUNK, fast=None, nearest=0):
     """Gallery items strictly more similar to each query than its thresholds.
 
     Args:
-        q, r: `Descriptors` of N queries and M gallery items on one device.
+        q, r: `Descriptors` of N queries and M gallery items on one device; q may be `Turned`.
         thresholds: list of (N,) float64 similarities; the first is the lowest for every query.
         chunk: rows of either side compared at once.
         fast: bfloat16 blocks first (True), float32 only (False), whichever is faster on this device (None).
@@ -37,7 +37,8 @@ def count_above(q, r, thresholds, chunk=CHUNK, fast=None, nearest=0):
     top = _TopList(q, r, min(nearest, r.rows)) if nearest else None
     if fast is None:
         fast = q.rows * r.rows * q.dim > SMALL and bfloat16_is_faster(q.device)
-    width = min(chunk, COLUMNS)
+    fast = fast and q.ways == 1
+    width, chunk = min(chunk, COLUMNS), max(1, chunk // q.ways)
     columns_of = slices(r.rows, width)
     with _full_precision():
         halves = Halves(r) if fast else None
@@ -54,7 +55,7 @@ def count_above(q, r, thresholds, chunk=CHUNK, fast=None, nearest=0):
                     block, found = halves.count(prepared, columns)
                     shift, error = prepared.shift, prepared.bound
                 if found is None:
-                    q32 = q.unit(rows, torch.float32) if q32 is None else q32
+                    q32 = list(q.units(rows, torch.float32)) if q32 is None else q32
                     block, error = _float32_block(q32, r.unit(columns, torch.float32))
                     error = torch.full_like(targets[0], error)
                     shift = torch.zeros_like(error)
@@ -68,12 +69,28 @@ def count_above(q, r, thresholds, chunk=CHUNK, fast=None, nearest=0):
     return counts, lists
 
 
-def _float32_block(q32, r32):
-    """(n, m) float32 similarities and their error bound, for which short sums are made and then added."""
-    block = q32[:, :DEPTH] @ r32[:, :DEPTH].T
-    for start in range(DEPTH, q32.shape[1], DEPTH):
-        block.addmm_(q32[:, start : start + DEPTH], r32[:, start : start + DEPTH].T)
-    return block, rounding(min(DEPTH, q32.shape[1]) + -(-q32.shape[1] // DEPTH), torch.float32)
+def _float32_block(ways, r32):
+    """(n, m) float32 similarities, the largest over the ways a query can look, and their error bound.
+
+    Short sums are made and then added: the bound is that of the short ones.
+    """
+    best, dim = None, r32.shape[1]
+    for q32 in ways:
+        block = q32[:, :DEPTH] @ r32[:, :DEPTH].T
+        for start in range(DEPTH, dim, DEPTH):
+            block.addmm_(q32[:, start : start + DEPTH], r32[:, start : start + DEPTH].T)
+        best = block if best is None else torch.maximum(best, block, out=best)
+    return best, rounding(min(DEPTH, dim) + -(-dim // DEPTH), torch.float32)
+
+
+def _float64_block(q, r, rows, columns):
+    """(n, m) float64 similarities."""
+    other = r.unit(columns, torch.float64).T
+    best = None
+    for unit in q.units(rows, torch.float64):
+        block = unit @ other
+        best = block if best is None else torch.maximum(best, block, out=best)
+    return best
 
 
 def _compare(block, target, bound):
@@ -92,7 +109,7 @@ def _compare(block, target, bound):
 def _decide(q, r, rows, columns, threshold, near):
     """(n,) items of the near pairs (None: of the whole block) that are above the threshold in float64."""
     if near is None:
-        return (q.unit(rows, torch.float64) @ r.unit(columns, torch.float64).T > threshold[:, None]).sum(dim=1)
+        return (_float64_block(q, r, rows, columns) > threshold[:, None]).sum(dim=1)
     i, j = near
     above = exact_similarity(q, r, i + rows.start, j + columns.start) > threshold[i]
     return torch.zeros(len(threshold), dtype=torch.int64, device=q.device).index_add_(0, i, above.long())
@@ -136,8 +153,7 @@ class _TopList:
         return top
 
     def _all_in_order(self, rows):
-        unit = self.q.unit(rows, torch.float64)
-        blocks = [unit @ self.r.unit(columns, torch.float64).T for columns in slices(self.r.rows, COLUMNS)]
+        blocks = [_float64_block(self.q, self.r, rows, columns) for columns in slices(self.r.rows, COLUMNS)]
         similarity = torch.cat(blocks, dim=1)
         return similarity.sort(dim=1, descending=True, stable=True).indices[:, : self.wanted]
 
