@@ -21,6 +21,7 @@ from criterion import SAM
 from criterion.build import build_loss, build_optimizer, set_learning_rate
 from dataset.build import LAYOUTS, build_datasets, evaluation_split
 from dataset.sampler import MiningSampler
+from model.average import WeightAverage
 from model.frgeo import build_model
 from utils import distributed
 from utils.checkpoint import load_checkpoint, load_weights, model_options
@@ -128,12 +129,19 @@ class Training(NamedTuple):
     sampler: MiningSampler
     criterion: torch.nn.Module
     optimizer: torch.optim.Optimizer
+    average: WeightAverage | None
     start: int  # epochs done
     best: float  # R@1 so far
 
 
 def prepare_training(args, model, train_set, device, state):
-    """Sampler, loss and optimiser, restored from the checkpoint `state` where a run is resumed."""
+    """Sampler, loss, optimiser and average, restored from the checkpoint `state` where a run is resumed."""
+    positions = train_set.positions if args.coordinate_mining else None
+    if args.coordinate_mining and positions is None:
+        raise UserError(
+            f"--coordinate-mining needs to know where the places are, and {train_set.root} does not tell (CVUSA: "
+            "split_locations/all.csv); leave it out"
+        )
     sampler = MiningSampler(
         train_set.tiles,
         args.batch_size,
@@ -143,9 +151,12 @@ def prepare_training(args, model, train_set, device, state):
         seed=args.seed,
         guard=args.vigor_guard,
         device=device,
+        positions=positions,
+        near_epochs=args.coordinate_mining,
     )
-    criterion = build_loss(args, sampler.share, distributed.world_size())
-    optimizer = build_optimizer(args, model.parameters())
+    criterion = build_loss(args, sampler.share, distributed.world_size()).to(device)
+    optimizer = build_optimizer(args, model, criterion)
+    average = WeightAverage(model, args.ema) if args.ema else None
     start, best = args.start_epoch or 0, 0.0
     if args.resume:
         if "sampler" not in state:
@@ -153,19 +164,29 @@ def prepare_training(args, model, train_set, device, state):
                 f"--resume {args.resume} holds weights only (a best model, or a released file); to start from them "
                 f"give --weights {args.resume}"
             )
-        if state["args"]["op"] != args.op:
-            trained = state["args"]["op"]
-            raise UserError(f"--op is {args.op}, {args.resume} was trained with {trained}; resume with --op {trained}")
+        for name in ("op", "learn_temperature"):
+            given, trained = getattr(args, name), state["args"].get(name, False)
+            if given != trained:
+                flag = "--" + name.replace("_", "-")
+                raise UserError(
+                    f"{flag} is {given}, {args.resume} was trained with {trained}; resume as it was trained"
+                )
         optimizer.load_state_dict(state["optimizer"])
         sampler.load_state_dict(state["sampler"])
+        criterion.load_state_dict(state.get("criterion", {}))
+        if "online" in state:  # state_dict is the average of these
+            model.load_state_dict(state["online"])
+        if average:
+            average.steps = state.get("average_steps", 0)
         start, best = args.start_epoch if args.start_epoch is not None else state["epoch"], state["best_acc1"]
-    return Training(sampler, criterion, optimizer, start, float(best))
+    return Training(sampler, criterion, optimizer, average, start, float(best))
 
 
 def train(model, datasets, training, args, device, files):
     """Train for the epochs that remain. Returns the metrics of the last evaluation on rank 0."""
     train_set = datasets[0]
-    sampler, criterion, optimizer, start, best = training
+    sampler, criterion, optimizer, average, start, best = training
+    shown = average.model if average else model  # what is evaluated and kept
     log_training(args, training, train_set)
     if distributed.is_main():
         files.start(recorded(args), start)
@@ -191,25 +212,29 @@ def train(model, datasets, training, args, device, files):
         lr = set_learning_rate(optimizer, args, epoch)
         plan_epoch(sampler, epoch)
         line = {"epoch": epoch + 1, "lr": lr}
-        line |= train_one_epoch(network, loader, sampler, criterion, optimizer, args, device, epoch)
+        line |= train_one_epoch(network, loader, training, args, device, epoch)
         is_best = False
         if (epoch + 1) % args.eval_every == 0 or epoch + 1 == args.epochs:
             weights = files.checkpoint
-            metrics = evaluate_and_record(model, datasets, args, device, files, weights, epoch + 1)
+            metrics = evaluate_and_record(shown, datasets, args, device, files, weights, epoch + 1)
             if distributed.is_main():
                 is_best = metrics["R@1"] > best or not files.best.exists()
                 best = max(best, metrics["R@1"])
                 line |= metrics
+        if args.learn_temperature:
+            line["alpha"] = criterion.loss.alpha.item()
         if distributed.is_main():
             files.save_epoch(
                 line,
                 is_best,
                 epoch=epoch + 1,
-                state_dict=model.state_dict(),
+                state_dict=shown.state_dict(),
                 best_acc1=best,
                 optimizer=optimizer.state_dict(),
                 sampler=sampler.state_dict(),
+                criterion=criterion.state_dict(),
                 args=recorded(args),
+                **({"online": model.state_dict(), "average_steps": average.steps} if average else {}),
             )
         distributed.barrier()
     if start >= args.epochs:
@@ -217,8 +242,9 @@ def train(model, datasets, training, args, device, files):
     return metrics
 
 
-def train_one_epoch(network, loader, sampler, criterion, optimizer, args, device, epoch):
+def train_one_epoch(network, loader, training, args, device, epoch):
     """One pass over the planned batches. Returns loss, similarities and speed, averaged over processes."""
+    sampler, criterion, optimizer, average = training[:4]
     network.train()
     totals = torch.zeros(3, dtype=torch.float64, device=device)  # loss, positive and negative similarity
     window, started, last = totals.clone(), time.perf_counter(), time.perf_counter()
@@ -228,6 +254,8 @@ def train_one_epoch(network, loader, sampler, criterion, optimizer, args, device
         ground, aerial = to_device(ground, device), to_device(aerial, device)
         values, q, k = train_step(network, criterion, optimizer, ground, aerial, precision(args, device))
         sampler.update(index, q, k)
+        if average:
+            average.update(getattr(network, "module", network))
         totals += values
         window += values
         if step % args.print_freq == 0 or step == steps:
@@ -264,6 +292,7 @@ def train_step(network, criterion, optimizer, ground, aerial, autocast):
             q, k = network(ground, aerial)
         loss, positive, negative = criterion(q, k)
         loss.backward()
+        distributed.average_gradients(criterion.parameters())
         return torch.stack([loss, positive, negative]).detach().double(), q, k
 
     values, q, k = backward()

@@ -15,13 +15,17 @@ def build_loss(args, share, world_size):
     """The loss over tuples that `args` asks for.
 
     Args:
-        args: parsed options: loss, alpha, tuple_size, gather.  share: pairs of one process.
+        args: parsed options: loss, alpha, label_smoothing, learn_temperature, tuple_size, gather.
+        share: pairs of one process.
 
     Raises:
         UserError: the tuple size does not divide what one loss can see, or leaves no negatives.
     """
-    loss = {"wbl": WBLoss, "soft-triplet": SoftTripletLoss}[args.loss]
-    loss = loss() if args.alpha is None else loss(args.alpha)
+    scale = {} if args.alpha is None else {"alpha": args.alpha}
+    if args.loss == "wbl":
+        loss = WBLoss(**scale, label_smoothing=args.label_smoothing, learned=args.learn_temperature)
+    else:
+        loss = SoftTripletLoss(**scale)
     size = args.tuple_size
     # A tuple wider than a process's share needs the other processes' descriptors.
     gather = world_size > 1 and (args.gather or (size is not None and size > share))
@@ -34,8 +38,14 @@ def build_loss(args, share, world_size):
     return TupleLoss(loss, size, gather)
 
 
-def build_optimizer(args, params):
-    """The optimiser that `args` asks for: op, lr, weight_decay, momentum, rho, asam."""
+def build_optimizer(args, model, criterion):
+    """The optimiser that `args` asks for: op, lr, weight_decay, momentum, rho, asam.
+
+    Parameters of the loss (a learned temperature) neither decay nor take part in SAM's climb.
+    """
+    params = [{"params": list(model.parameters())}]
+    if own := list(criterion.parameters()):
+        params.append({"params": own, "weight_decay": 0.0, **({"rho": 0.0} if args.op == "sam" else {})})
     if args.op == "sgd":
         return torch.optim.SGD(params, args.lr, momentum=args.momentum, weight_decay=args.weight_decay)
     adam_args = {"lr": args.lr, "weight_decay": args.weight_decay, "fused": True}

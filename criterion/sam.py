@@ -47,20 +47,18 @@ class SAM(torch.optim.Optimizer):
         climbs, scaled = [], []  # per group: (parameters, T^2 g) and T g
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
-            if not params:
+            if not params or group["rho"] == 0:  # nothing to climb, and no part of the norm
                 continue
             direction = [p.grad for p in params]
             size = torch._foreach_abs(params) if group["adaptive"] else None
             tg = torch._foreach_mul(size, direction) if size else direction
             climbs.append((params, torch._foreach_mul(size, tg) if size else direction, group["rho"]))
             scaled += tg
-        if not scaled:
-            self._origin = []
-            return
-        norm = get_total_norm(scaled) + NORM_EPS
         self._origin = [(params, [p.clone() for p in params]) for params, _, _ in climbs]
-        for params, direction, rho in climbs:
-            torch._foreach_add_(params, torch._foreach_mul(direction, rho / norm))
+        if scaled:
+            norm = get_total_norm(scaled) + NORM_EPS
+            for params, direction, rho in climbs:
+                torch._foreach_add_(params, torch._foreach_mul(direction, rho / norm))
         if zero_grad:
             self.zero_grad()
 

@@ -1,11 +1,15 @@
 """Weighted (B+1)-tuple loss (WBL), the paper's loss."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from criterion.similarity import cosine_similarities, mean_similarities
 from utils.paper import WBL_ALPHA
+
+LARGEST_ALPHA = 100.0  # of a learned temperature, as in CLIP
 
 
 class WBLoss(nn.Module):
@@ -14,6 +18,11 @@ class WBLoss(nn.Module):
     That is the symmetric cross-entropy of alpha * s with the diagonal as targets, computed by log-sum-exp, in
     float32 under any precision of the network.
 
+    Args:
+        alpha: scale of the similarities.
+        label_smoothing: of the cross-entropy (the paper: 0).
+        learned: make log alpha a parameter that starts from `alpha`; alpha stays at most 100 (the paper: no).
+
     Shapes: q, k (B, D) un-normalised, row i of both the same place -> (loss, mean positive similarity, mean
     negative similarity), three scalars; the last two carry no gradient.
 
@@ -21,16 +30,23 @@ class WBLoss(nn.Module):
         ValueError: shapes that differ, or B < 2.
     """
 
-    def __init__(self, alpha=WBL_ALPHA):
+    def __init__(self, alpha=WBL_ALPHA, label_smoothing=0.0, learned=False):
         super().__init__()
-        self.alpha = float(alpha)
+        self.label_smoothing = float(label_smoothing)
+        self.log_alpha = nn.Parameter(torch.tensor(math.log(alpha))) if learned else None
+        self._alpha = float(alpha)
+
+    @property
+    def alpha(self):
+        """The scale: a number, or a tensor where it is learned."""
+        return self._alpha if self.log_alpha is None else self.log_alpha.exp().clamp(max=LARGEST_ALPHA)
 
     def forward(self, q, k):
         s = cosine_similarities(q, k)
         logits = self.alpha * s
         targets = torch.arange(len(s), device=s.device)
-        loss = (F.cross_entropy(logits, targets) + F.cross_entropy(logits.T, targets)) / 2
-        return loss, *mean_similarities(s)
+        sides = [F.cross_entropy(side, targets, label_smoothing=self.label_smoothing) for side in (logits, logits.T)]
+        return sum(sides) / 2, *mean_similarities(s)
 
     def extra_repr(self):
-        return f"alpha={self.alpha:g}"
+        return f"alpha={self._alpha:g}"

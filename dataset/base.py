@@ -12,7 +12,16 @@ import torch
 from torch.utils.data import Dataset
 
 from dataset.cache import ImageCache, ImageFiles
-from dataset.transforms import ImageTransform, crop_field_of_view, crop_to_north, fov_angle, turn_of, turn_pair
+from dataset.transforms import (
+    ImageTransform,
+    crop_field_of_view,
+    crop_to_north,
+    drop_patches,
+    fov_angle,
+    jitter_colours,
+    turn_of,
+    turn_pair,
+)
 from utils.errors import UserError
 from utils.images import normalise
 from utils.paper import INPUT_SIZES
@@ -61,7 +70,9 @@ class PairDataset(Dataset, ABC):
             in training and fixed per (seed, index) otherwise. Default: aligned with the whole field of view, else
             unknown (as published).
         augment: turn and mirror both views of a training pair together (`turn_pair`), anew in every epoch.
-        seed: of the angles.
+        colour_jitter, patch_dropout: strength and share of `jitter_colours` and `drop_patches` on training images,
+            another draw for each view and epoch.
+        seed: of the angles and augmentations.
         check_files: look for every file, drop what is missing and count it in `missing`.
         pixels: yield uint8 pixels instead of floats; `utils.images.normalise` turns a batch into the same floats.
         cache: folder of resized images (`ImageCache`), filled as images are read; None for none.
@@ -94,6 +105,8 @@ class PairDataset(Dataset, ABC):
         fov=0,
         orientation=None,
         augment=False,
+        colour_jitter=0.0,
+        patch_dropout=0.0,
         seed=0,
         check_files=True,
         pixels=False,
@@ -122,6 +135,7 @@ class PairDataset(Dataset, ABC):
         if self.orientation not in ORIENTATIONS:
             raise ValueError(f"orientation is {orientation!r}; expected one of {', '.join(ORIENTATIONS)}")
         self.augment, self.seed, self.pixels = augment, seed, pixels
+        self.colour_jitter, self.patch_dropout = colour_jitter, patch_dropout
         self._turn = 0.0
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # loader workers see it change
 
@@ -199,7 +213,9 @@ class PairDataset(Dataset, ABC):
         ground, aerial, epoch = self.load_ground(index), self.load_aerial(int(self.tiles[index, 0])), int(self._epoch)
         if self.augment:
             ground, aerial = turn_pair(ground, aerial, *turn_of(self.seed, index, epoch))
-        return Pair(self._finish(self._seen(ground, index, epoch)), self._finish(aerial), index)
+        ground = self._disturb(self._seen(ground, index, epoch), (self.seed, index, epoch, 2))
+        aerial = self._disturb(aerial, (self.seed, index, epoch, 3))
+        return Pair(self._finish(ground), self._finish(aerial), index)
 
     def load_ground(self, index):
         """(3, H, W) uint8 tensor of panorama `index`, all around."""
@@ -216,6 +232,12 @@ class PairDataset(Dataset, ABC):
         else:
             panorama = crop_to_north(panorama, self.fov)
         return crop_field_of_view(panorama, 360, self._turn) if self._turn else panorama
+
+    def _disturb(self, image, seed):
+        generator = np.random.default_rng(seed)
+        if self.colour_jitter:
+            image = jitter_colours(image, self.colour_jitter, generator)
+        return drop_patches(image, self.patch_dropout, generator) if self.patch_dropout else image
 
     def _finish(self, image):
         return image if self.pixels else normalise(image)

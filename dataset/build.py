@@ -27,7 +27,8 @@ def build_datasets(args, pixels=False):
 
     Args:
         args: parsed options: dataset, data_root, cross, vigor_labels, ground_size, aerial_size, fov, augment, seed,
-            evaluate, and, where there, eval_split, vigor_cities, orientation, cache and fast_decode.
+            evaluate, and, where there, eval_split, vigor_cities, orientation, cache, fast_decode, colour_jitter and
+            patch_dropout.
         pixels: images as uint8, which `utils.images.to_device` normalises, instead of floats.
 
     Returns:
@@ -53,5 +54,8 @@ def build_datasets(args, pixels=False):
         kwargs |= {"cross": args.cross, "labels": args.vigor_labels, "area": area}
     query = layout(args.data_root, evaluation_split(args), view="ground", **kwargs)
     reference = query.as_view("aerial")
-    train = None if args.evaluate else layout(args.data_root, "train", view="pair", augment=args.augment, **kwargs)
+    if args.evaluate:
+        return None, query, reference
+    kwargs |= {name: getattr(args, name, 0) for name in ("augment", "colour_jitter", "patch_dropout")}
+    train = layout(args.data_root, "train", view="pair", **kwargs)
     return train, query, reference

@@ -11,6 +11,8 @@ from torch.utils.data import Sampler
 from dataset.mining import DescriptorMemory
 from utils import distributed
 from utils.errors import UserError
+from utils.geodesy import nearest_places
+from utils.paper import MINING_NEIGHBOURS
 
 GUARDS = ("strict", "release")
 RANDOM_DRAWS = 200  # tries at a random partner before every item is looked at
@@ -31,6 +33,9 @@ class MiningSampler(Sampler):
             fewer places without a common tile.
         visits: times an epoch visits each item (VIGOR 2, else 1).
         mining: hard negatives from epoch 1 on; needs `dim`, the numbers in a descriptor.
+        positions: `utils.geodesy.Positions` of the set, for `near_epochs`.
+        near_epochs: epochs, from 0 on, in which the hard partners are the 100 items nearest on the map (not in the
+            paper).
         rank, world_size: whose share to yield; default: this process's.
         seed: every epoch is a function of (seed, epoch, what the memory holds).
         guard: "strict", or "release": as the published code does it (anchors unguarded, panorama labels looked up at
@@ -56,6 +61,8 @@ class MiningSampler(Sampler):
         seed=0,
         guard="strict",
         device="cpu",
+        positions=None,
+        near_epochs=0,
     ):
         if guard not in GUARDS:
             raise ValueError(f"guard is {guard!r}; expected one of {', '.join(GUARDS)}")
@@ -65,6 +72,9 @@ class MiningSampler(Sampler):
         self.mining, self.seed, self.guard = mining, seed, guard
         positives, self.item_of = np.unique(self.tiles[:, 0], return_inverse=True)
         self.items = len(positives)
+        self.near_epochs, self.near = near_epochs, None
+        if near_epochs and distributed.is_main():
+            self.near = nearest_places(positions.gallery[positives], positions.kind, MINING_NEIGHBOURS)
         by_item = np.argsort(self.item_of, kind="stable")
         self.panoramas_of = np.split(by_item, np.cumsum(np.bincount(self.item_of))[:-1])
         self.covered = [tuple(t for t in row if t >= 0) for row in self.tiles.tolist()]
@@ -161,13 +171,14 @@ class MiningSampler(Sampler):
 
     def _lay_out(self, epoch):
         generator = np.random.default_rng((self.seed, epoch))
-        hard_half = self.mining and epoch > 0 and bool(self.memory.seen.any())
+        by_map = epoch < self.near_epochs
+        hard_half = by_map or (self.mining and epoch > 0 and bool(self.memory.seen.any()))
         partners = self.share // 2 if hard_half else 0  # of each process
         counts = dict.fromkeys(("mined", "random", "short"), 0)
         for _ in range(LAYOUT_TRIES):
             batches = [self._draw_anchors(generator, self.share - partners) for _ in range(self._full_epoch())]
             if partners:
-                self._add_partners(batches, partners, generator, counts)
+                self._add_partners(batches, partners, generator, counts, by_map)
             full = [batch for batch in batches if len(batch.panoramas) == self.batch_size]
             for batch in batches:
                 if len(batch.panoramas) < self.batch_size:
@@ -181,10 +192,11 @@ class MiningSampler(Sampler):
             "give a smaller --batch-size"
         )
 
-    def _add_partners(self, batches, partners, generator, counts):
+    def _add_partners(self, batches, partners, generator, counts, by_map):
         """Fill the batches with hard partners of the first `partners` anchors of each process."""
         anchors = self.share - partners
-        hard = self._hard_negatives([item for batch in batches for item in batch.items], generator)
+        items = [item for batch in batches for item in batch.items]
+        hard = {item: self.near[item] for item in items} if by_map else self._hard_negatives(items, generator)
         for batch in batches:
             for position, anchor in enumerate(list(batch.items)):
                 if position % anchors < partners:

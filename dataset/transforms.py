@@ -2,9 +2,14 @@
 
 import numpy as np
 import PIL
+import torch
 from PIL import Image, features
 
 from utils.errors import UserError
+from utils.images import IMAGENET_MEAN
+
+PATCHES = 8  # in the height of an image, for `drop_patches`
+MEAN_PIXEL = (255 * torch.tensor(IMAGENET_MEAN)).round().to(torch.uint8)[:, None, None]
 
 
 class ImageTransform:
@@ -94,6 +99,27 @@ def turn_of(seed, index, epoch):
     """Quarter turns 0 .. 3 and whether to mirror, another draw in every epoch."""
     number = int(np.random.default_rng((seed, index, epoch, 1)).integers(8))
     return number % 4, number >= 4
+
+
+def jitter_colours(image, strength, generator):
+    """A (3, H, W) uint8 image with brightness, contrast and saturation each times a factor of 1 - s .. 1 + s."""
+    from torchvision.transforms.v2 import functional as change
+
+    factors = generator.uniform(1 - strength, 1 + strength, 3).tolist()
+    for adjust, factor in zip(
+        (change.adjust_brightness, change.adjust_contrast, change.adjust_saturation), factors, strict=True
+    ):
+        image = adjust(image, factor)
+    return image
+
+
+def drop_patches(image, share, generator):
+    """A (3, H, W) uint8 image, each square patch (H / 8 a side) made ImageNet's mean grey with probability `share`."""
+    height, width = image.shape[-2:]
+    side = max(1, height // PATCHES)
+    dropped = torch.from_numpy(generator.random((-(-height // side), -(-width // side))) < share)
+    dropped = dropped.repeat_interleave(side, 0).repeat_interleave(side, 1)[:height, :width]
+    return torch.where(dropped, MEAN_PIXEL, image)
 
 
 def fov_angle(seed, index, epoch=None):

@@ -13,8 +13,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from scripts.command import Parser, mistakes_told
 from scripts.report import read_result
+from utils.arguments import Parser, mistakes_told
 from utils.paper import PUBLISHED_METRICS
 
 MEASURES = ("R@1", "R@5", "R@10", "R@1%", "Hit", "median error (m)")

@@ -23,8 +23,8 @@ from typing import NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from scripts.bubbles import COUNTED, draw_bubbles
-from scripts.command import Parser, mistakes_told, positive
 from scripts.figures import save_figure
+from utils.arguments import Parser, mistakes_told, positive
 from utils.errors import UserError
 from utils.paper import INPUT_SIZES
 

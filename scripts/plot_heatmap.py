@@ -21,8 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from scripts.command import Parser, mistakes_told, natural, positive
 from scripts.figures import load_model, run_names, save_figure
+from utils.arguments import Parser, mistakes_told, natural, positive
 from utils.errors import UserError
 
 SHOWN_HEIGHT = 256  # pixels of a panorama on the page

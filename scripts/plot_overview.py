@@ -17,8 +17,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Polygon, Rectangle
 
-from scripts.command import Parser, mistakes_told, natural
 from scripts.figures import save_figure
+from utils.arguments import Parser, mistakes_told, natural
 from utils.errors import UserError
 from utils.paper import WBL_ALPHA
 

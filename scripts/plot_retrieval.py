@@ -15,8 +15,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from scripts.command import Parser, mistakes_told, positive
 from scripts.figures import GREEN, GREY, RED, load_evaluation, save_figure
+from utils.arguments import Parser, mistakes_told, positive
 
 TOP = 5
 

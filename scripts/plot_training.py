@@ -13,8 +13,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from scripts.command import Parser, mistakes_told
 from scripts.figures import require, run_names, save_figure
+from utils.arguments import Parser, mistakes_told
 from utils.errors import UserError
 
 RECALLS = (("R@1", "-", "o"), ("R@5", "--", "s"), ("R@10", ":", "^"))

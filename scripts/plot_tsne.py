@@ -17,7 +17,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from scripts.command import Parser, mistakes_told, positive
 from scripts.figures import (
     BLUE,
     GREY,
@@ -32,6 +31,7 @@ from scripts.figures import (
     unit,
 )
 from scripts.tsne import tsne
+from utils.arguments import Parser, mistakes_told, positive
 from utils.errors import UserError
 
 

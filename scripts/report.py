@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from scripts.command import Parser, mistakes_told
+from utils.arguments import Parser, mistakes_told
 from utils.errors import UserError
 from utils.paper import PUBLISHED_METRICS, published_name
 

@@ -26,8 +26,8 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from scripts.command import Parser, mistakes_told, natural, positive
 from scripts.figures import save_figure
+from utils.arguments import Parser, mistakes_told, natural, positive
 from utils.errors import UserError
 from utils.launch import cores
 from utils.logging import progress_bar
@@ -195,12 +195,8 @@ def parse(argv=None):
 
 def main(argv=None):
     args = parse(argv)
-    try:
-        with mistakes_told("run_grid.py"):
-            run_grid(args)
-    except KeyboardInterrupt:
-        print("run_grid.py: interrupted; the same command goes on", file=sys.stderr)
-        raise SystemExit(130) from None
+    with mistakes_told("run_grid.py", "interrupted; the same command goes on"):
+        run_grid(args)
 
 
 if __name__ == "__main__":

@@ -54,6 +54,7 @@ def losses():
         "tuples of 4 within a process": TupleLoss(WBLoss(), tuple_size=4),
         "tuples of 4, gathered": TupleLoss(WBLoss(), tuple_size=4, gather=True),
         "tuples of 8, gathered": TupleLoss(WBLoss(), tuple_size=8, gather=True),
+        "learned temperature": TupleLoss(WBLoss(label_smoothing=0.1, learned=True), tuple_size=4).double(),
     }
 
 
@@ -64,9 +65,10 @@ def _gradients(rank, folder):
         network.zero_grad()
         value = loss(*network(ground, aerial))
         value[0].backward()
+        distributed.average_gradients(loss.parameters())
         found = {
             "values": torch.stack(value).detach(),
-            "grads": [p.grad.clone() for p in network.module.parameters()],
+            "grads": [p.grad.clone() for p in (*network.module.parameters(), *loss.parameters())],
         }
         torch.save(found, f"{folder}/{name}-{rank}.pt")
 
@@ -77,7 +79,7 @@ def test_loss_and_gradients_equal_one_process(tmp_path):
         model = make_model()
         value = loss(*model(*make_batch()))
         value[0].backward()
-        grads = [p.grad for p in model.parameters()]
+        grads = [p.grad for p in (*model.parameters(), *loss.parameters())]
         parts = [torch.load(tmp_path / f"{name}-{rank}.pt") for rank in (0, 1)]
         if loss.gather:  # every process has the loss of the whole batch
             for part in parts:

@@ -85,6 +85,14 @@ def mean_over_ranks(values):
     return (t / world_size()).tolist()
 
 
+@torch.no_grad()
+def average_gradients(parameters):
+    """Mean over ranks of the gradients of parameters that DistributedDataParallel does not see."""
+    for parameter in parameters if world_size() > 1 else ():
+        dist.all_reduce(parameter.grad)
+        parameter.grad /= world_size()
+
+
 def shard(length):
     """This rank's contiguous part of `length` rows, as (start, stop)."""
     r, w = rank(), world_size()

@@ -3,10 +3,11 @@
 import argparse
 from pathlib import Path
 
+from utils.arguments import Parser, natural, positive
 from utils.paper import VIGOR_CITIES
+from utils.recipe_flags import add_beyond, add_loss, add_optimiser
 
 DATASETS = ("cvusa", "cvact", "vigor", "pairs")
-OPTIMISERS = ("sgd", "adam", "adamw", "sam")
 DATA_VARIABLE = "FRGEO_DATA"
 
 DESCRIPTION = """\
@@ -23,13 +24,6 @@ EPILOG = """\
 A run writes to --save_path: checkpoint.pth.tar (last epoch, whole state), model_best.pth.tar (weights of the best
 epoch), log.txt, args.json, metrics.jsonl (a line per epoch), metrics.json (last evaluation); with -e also
 grd_global_descriptor.npy and sat_global_descriptor.npy. A mistake in the call ends with one sentence and code 2."""
-
-
-class _Parser(argparse.ArgumentParser):
-    """Answers a mistake with one sentence instead of the whole usage."""
-
-    def error(self, message):
-        self.exit(2, f"{self.prog}: {message} ({self.prog} -h explains the flags)\n")
 
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
@@ -69,14 +63,14 @@ def _add_data(group):
     group.add_argument(
         "--ground-size",
         nargs=2,
-        type=_positive,
+        type=positive,
         metavar=("H", "W"),
         help="panorama size in pixels (default: 128 512; VIGOR 320 640)",
     )
     group.add_argument(
         "--aerial-size",
         nargs=2,
-        type=_positive,
+        type=positive,
         metavar=("H", "W"),
         help="aerial image size in pixels (default: 256 256; VIGOR 320 320)",
     )
@@ -95,15 +89,10 @@ def _add_data(group):
     )
     group.add_argument(
         "--search-north",
-        type=_positive,
+        type=positive,
         metavar="N",
         help="in evaluation, try N directions for each panorama and take the best: N / 4 times the forward passes "
         "(4 shifts of a descriptor's regions need none), N times the comparisons (default: trust the panorama)",
-    )
-    group.add_argument(
-        "--augment",
-        action="store_true",
-        help="turn (by quarters) and mirror both views of a training pair together; the paper has no augmentation",
     )
     group.add_argument(
         "--cache",
@@ -121,7 +110,7 @@ def _add_data(group):
         "-j",
         "--workers",
         default=None,
-        type=_count,
+        type=natural,
         metavar="N",
         help="loader processes per node (default: 32, at most the cores there are)",
     )
@@ -147,7 +136,7 @@ def _add_model(group):
     group.add_argument("--share", action="store_true", default=None, help="one set of encoder weights for both views")
     group.add_argument(
         "--dim",
-        type=_positive,
+        type=positive,
         metavar="N",
         help="numbers in a descriptor; checked against the model (default: the model's own, 3072 for ConvNeXt-T)",
     )
@@ -175,48 +164,6 @@ def _add_model(group):
     )
 
 
-def _add_loss(group):
-    group.add_argument(
-        "--loss",
-        default="wbl",
-        choices=("wbl", "soft-triplet"),
-        help="weighted (B+1)-tuple loss, or TransGeo's soft-margin triplet (default: wbl)",
-    )
-    group.add_argument("--alpha", type=float, metavar="A", help="scale of similarities (default: 10; soft-triplet 20)")
-    group.add_argument(
-        "--tuple-size",
-        type=_positive,
-        metavar="B",
-        help="pairs that one loss sees (default: those of one process; published: 16 on CVUSA and CVACT, 8 on VIGOR)",
-    )
-    group.add_argument("--gather", action="store_true", help="take the loss over the pairs of all processes")
-
-
-def _add_optimiser(group):
-    group.add_argument("--op", default="adam", choices=OPTIMISERS, help="sam is AdamW inside SAM (default: adam)")
-    group.add_argument("--asam", action="store_true", help="with --op sam: adaptive SAM, as published")
-    group.add_argument("--rho", default=0.05, type=float, help="radius of SAM (default: 0.05; published: 2.5)")
-    group.add_argument("--lr", "--learning-rate", default=0.03, type=float, help="learning rate (default: 0.03)")
-    group.add_argument("--momentum", default=0.9, type=float, help="of --op sgd (default: 0.9)")
-    group.add_argument(
-        "--wd",
-        "--weight-decay",
-        dest="weight_decay",
-        default=1e-4,
-        type=float,
-        help="weight decay (default: 1e-4)",
-    )
-    group.add_argument("--cos", action="store_true", help="cosine learning rate, epoch by epoch, down to 0")
-    group.add_argument(
-        "--schedule",
-        default=[120, 160],
-        nargs="*",
-        type=_count,
-        metavar="EPOCH",
-        help="without --cos: epochs from which the learning rate is a tenth of what it was (default: 120 160)",
-    )
-
-
 def _add_run(group):
     group.add_argument("-e", "--evaluate", action="store_true", help="evaluate weights instead of training")
     group.add_argument(
@@ -233,11 +180,11 @@ def _add_run(group):
         help="folder of the run's files, made where it is not there (default: result_<dataset>)",
     )
     group.add_argument("--resume", type=Path, metavar="PATH", help="go on from this checkpoint.pth.tar")
-    group.add_argument("--epochs", default=200, type=_count, metavar="N", help="epochs in all (default: 200)")
+    group.add_argument("--epochs", default=200, type=natural, metavar="N", help="epochs in all (default: 200)")
     group.add_argument(
         "--start-epoch",
         default=None,
-        type=_count,
+        type=natural,
         metavar="N",
         help="number of the first epoch (default: 0, or that of --resume)",
     )
@@ -245,7 +192,7 @@ def _add_run(group):
         "-b",
         "--batch-size",
         default=256,
-        type=_positive,
+        type=positive,
         metavar="N",
         help="pairs of all processes together (default: 256)",
     )
@@ -260,21 +207,21 @@ def _add_run(group):
     group.add_argument(
         "--eval-every",
         default=1,
-        type=_positive,
+        type=positive,
         metavar="N",
         help="evaluate every N epochs and after the last (default: 1)",
     )
     group.add_argument(
         "--eval-batch-size",
         default=32,
-        type=_positive,
+        type=positive,
         metavar="N",
         help="images per process in evaluation (default: 32)",
     )
     group.add_argument(
-        "-p", "--print-freq", default=10, type=_positive, metavar="N", help="steps between log lines (default: 10)"
+        "-p", "--print-freq", default=10, type=positive, metavar="N", help="steps between log lines (default: 10)"
     )
-    group.add_argument("--seed", type=_count, metavar="N", help="of weights, order and angles (default: drawn, logged)")
+    group.add_argument("--seed", type=natural, metavar="N", help="of weights, order, angles (default: drawn, logged)")
     group.add_argument("--deterministic", action="store_true", help="only deterministic kernels (slower on a GPU)")
 
 
@@ -301,7 +248,7 @@ def _add_machine(group):
         action="store_true",
         help="recompute activations in the backward pass: less memory, about a third more time, the same gradients",
     )
-    group.add_argument("--gpu", type=_count, metavar="N", help="the same as --device cuda:N")
+    group.add_argument("--gpu", type=natural, metavar="N", help="the same as --device cuda:N")
     group.add_argument(
         "--multiprocessing-distributed",
         action="store_true",
@@ -309,7 +256,7 @@ def _add_machine(group):
     )
     group.add_argument(
         "--nprocs",
-        type=_positive,
+        type=positive,
         metavar="N",
         help="processes that --multiprocessing-distributed starts on this node (default: one per GPU, 1 without)",
     )
@@ -321,29 +268,13 @@ def _add_machine(group):
 
 def build_parser():
     """The parser of train.py. Names, short forms and meanings of the published flags are kept."""
-    parser = _Parser(prog="train.py", description=DESCRIPTION, epilog=EPILOG, formatter_class=_HelpFormatter)
+    parser = Parser(DESCRIPTION, prog="train.py", epilog=EPILOG, formatter_class=_HelpFormatter)
 
     _add_data(parser.add_argument_group("data"))
     _add_model(parser.add_argument_group("model"))
-    _add_loss(parser.add_argument_group("loss"))
-    _add_optimiser(parser.add_argument_group("optimiser and schedule"))
+    add_loss(parser.add_argument_group("loss"))
+    add_optimiser(parser.add_argument_group("optimiser and schedule"))
+    add_beyond(parser.add_argument_group("beyond the paper", "What later work showed to help; all off by default."))
     _add_run(parser.add_argument_group("run"))
     _add_machine(parser.add_argument_group("device and processes"))
     return parser
-
-
-def _positive(text):
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 1")
-    return value
-
-
-def _count(text):
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 0")
-    return value
-
-
-_positive.__name__ = _count.__name__ = "whole number"

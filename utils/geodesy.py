@@ -39,6 +39,20 @@ def distances(a, b, kind):
     return haversine(a, b)
 
 
+def nearest_places(places, kind, count):
+    """(n, min(count, n - 1)) int64: for each of (n, 2) places the others that lie nearest, nearest first."""
+    from scipy.spatial import cKDTree
+
+    if kind == "degrees":  # on the unit sphere, where a chord grows with the distance
+        lat, lng = np.radians(places).T
+        places = np.stack([np.cos(lat) * np.cos(lng), np.cos(lat) * np.sin(lng), np.sin(lat)], axis=1)
+    count = min(count + 1, len(places))
+    found = cKDTree(places).query(places, k=count)[1].reshape(len(places), count)
+    own = found == np.arange(len(places))[:, None]
+    own[~own.any(axis=1), -1] = True  # places in one spot may crowd out the place itself
+    return found[~own].reshape(len(places), count - 1)
+
+
 def haversine(a, b):
     """(n,) metres along great circles between two (n, 2) arrays of latitude and longitude in degrees."""
     (lat_a, lng_a), (lat_b, lng_b) = np.radians(a).T, np.radians(b).T

@@ -96,7 +96,7 @@ def log_setup(options, device, model, datasets, taken):
 
 def log_training(args, training, train_set):
     """Say what is trained on, and how many pairs one loss sees beside the published number."""
-    sampler, criterion, _, start, best = training
+    sampler, criterion, start, best = training.sampler, training.criterion, training.start, training.best
     if args.resume:
         log.info("resumed %s after epoch %d, best R@1 %.2f", args.resume, start, best)
     log.info(

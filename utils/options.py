@@ -47,6 +47,11 @@ def check(args):
         value = getattr(args, flag)
         if value is not None and not 0 <= value < float("inf"):
             raise UserError(f"--{flag.replace('_', '-')} {value} is out of range; expected a number of at least 0")
+    for flag in ("label_smoothing", "learn_temperature"):
+        if getattr(args, flag) and args.loss != "wbl":
+            raise UserError(f"--{flag.replace('_', '-')} belongs to --loss wbl, not {args.loss}; leave it out")
+    if args.learn_temperature and args.alpha == 0:
+        raise UserError("--learn-temperature cannot start from --alpha 0; give a number above 0")
     if args.layer_scale is not None and args.pretrained != "none":
         raise UserError("--layer-scale is for random weights; give --pretrained none with it, or leave it out")
     if args.resume is not None and args.evaluate:

@@ -17,6 +17,7 @@ WRITTEN_BY_TRAINING = (
     "metrics.jsonl",
     "metrics.json",
 )
+ONLY_TO_RESUME = ("optimizer", "sampler", "criterion", "online", "average_steps")
 DESCRIPTOR_FILES = ("grd_global_descriptor.npy", "sat_global_descriptor.npy")  # of queries and gallery
 
 
@@ -87,7 +88,7 @@ class RunFiles:
         """Append the epoch's line, save the whole state, and the weights alone where they are the best so far."""
         self._write(self.checkpoint, state)
         if is_best:
-            self._write(self.best, {k: v for k, v in state.items() if k not in ("optimizer", "sampler")})
+            self._write(self.best, {k: v for k, v in state.items() if k not in ONLY_TO_RESUME})
         with open(self.history, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 

@@ -1,0 +1,57 @@
+"""What train.py and the command-line tools share: a parser, and mistakes that are told in one sentence with code 2."""
+
+import argparse
+import sys
+from contextlib import contextmanager
+
+from utils.errors import UserError
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that keeps the line breaks of its description and answers a mistake with one sentence."""
+
+    def __init__(self, description, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs):
+        super().__init__(description=description, formatter_class=formatter_class, **kwargs)
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: {message} ({self.prog} -h explains the flags)\n")
+
+
+@contextmanager
+def mistakes_told(program, interrupted="interrupted"):
+    """Turn a `UserError` into one sentence on stderr and exit code 2, Ctrl-C into `interrupted` and 130."""
+    try:
+        yield
+    except UserError as error:
+        print(f"{program}: {error.sentence()}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print(f"{program}: {interrupted}", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def positive(text):
+    """A flag's whole number of at least 1."""
+    return _at_least(1, text)
+
+
+def natural(text):
+    """A flag's whole number of at least 0."""
+    return _at_least(0, text)
+
+
+def share(text):
+    """A flag's number from 0 up to, but not, 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to below 1")
+    return value
+
+
+def _at_least(least, text):
+    if not (text.isdecimal() and int(text) >= least):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {least}")
+    return int(text)
