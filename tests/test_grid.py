@@ -80,3 +80,23 @@ def test_the_ablation_compares_at_equal_numbers_of_gradients(folder, more):  # n
     assert {(o["dataset"], o["cross"]) for o in claims} == {("cvusa", False), ("vigor", False), ("vigor", True)}
     (turned,) = {run.variant for run in run_grid.grid(grids[0])} - {run.variant for run in run_grid.grid(grids[1])}
     assert "turned at random" in turned
+
+
+@pytest.mark.parametrize("more", [(), ("--full",)])
+def test_what_goes_beyond_the_paper_costs_the_same(folder, more):  # noqa: F811
+    done, calls = call(folder, "beyond", *more)
+    assert done.returncode == 0, done.stderr
+    (grid,) = [run_grid.parse(words[1:]) for words in calls if words[0] == "scripts/run_grid.py"]
+    runs = run_grid.grid(grid)
+    assert len(runs) == 3 * len(grid.variant) >= 30
+    rows = {run.variant: parsed(["train.py", *run.flags]) for run in runs}
+    base = rows.pop(runs[0].variant)
+    assert all(row["cross"] and row["mining"] for row in rows.values())
+    flags = ["label_smoothing", "learn_temperature", "augment", "colour_jitter", "patch_dropout", "coordinate_mining"]
+    for flag in [*flags, "ema", "tuple_size", "arch"]:
+        assert not base[flag] or flag in ("arch", "tuple_size")
+        assert sum(row[flag] != base[flag] for row in rows.values()) == 1
+    assert all(row["epochs"] == base["epochs"] or row["arch"] != base["arch"] for row in rows.values())
+    done, calls = call(folder, "ablation_city", *more)
+    claims = [run for c in calls if c[0] == "scripts/run_grid.py" for run in run_grid.grid(run_grid.parse(c[1:]))]
+    assert {tuple(run.flags) for run in runs if run.variant == runs[0].variant} <= {tuple(run.flags) for run in claims}
