@@ -8,7 +8,6 @@ the published one: descriptors and similarities in float64, a comparison per row
 one comparison). At VIGOR's size it is measured on some queries and scaled. Ours has no matrix, and the same ranks.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -17,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 import torch
 
-from benchmarks.measure import HEADER, Measure, in_turns, row
+from benchmarks.measure import Measure, in_turns, print_table, row
 from utils.metrics import rank_queries
 
 SIZES = {"small": (4_000, 4_000), "cvusa": (8_884, 8_884), "vigor": (52_605, 90_618)}
@@ -75,15 +74,5 @@ def compare(name, scale, device, dim, rounds):
     return row(what, plain, ours, f"{100 * equal:.2f} % of ranks")
 
 
-def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--scale", default="small", choices=SIZES)
-    parser.add_argument("--device", default="cpu")
-    args = parser.parse_args(argv)
-    print(HEADER)
-    for line in run(args.scale, args.device):
-        print(line)
-
-
 if __name__ == "__main__":
-    main()
+    print_table(__doc__, SIZES, run)

@@ -1,5 +1,6 @@
 """Time and peak memory of a function, in this process; two ways of one thing in turns."""
 
+import argparse
 import ctypes
 import sys
 import time
@@ -46,6 +47,17 @@ def in_turns(ways, rounds=3, device="cpu"):
                 best[name] = measure._replace(megabytes=max(measure.megabytes, best.get(name, measure).megabytes))
     say("")
     return best
+
+
+def print_table(doc, sizes, run, argv=None):
+    """Run a benchmark from the command line: --scale, one of `sizes`, and --device; print its lines as a table."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scale", default="small", choices=sizes)
+    parser.add_argument("--device", default="cpu")
+    args = parser.parse_args(argv)
+    print(HEADER)
+    for line in run(args.scale, args.device):
+        print(line)
 
 
 def say(text):

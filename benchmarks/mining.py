@@ -9,7 +9,6 @@ the plain way is measured on some items and scaled. "Trained" descriptors vary a
 their similarities the spread of a trained network's (0.2); "untrained" ones vary along all.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -18,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 import torch
 
-from benchmarks.measure import HEADER, Measure, in_turns, row
+from benchmarks.measure import Measure, in_turns, print_table, row
 from dataset.sampler import MiningSampler
 from utils.paper import MINING_NEIGHBOURS
 
@@ -77,15 +76,5 @@ def compare(name, scale, device, dim, rounds):
     return row(what, plain, ours, f"{same:.2f} of {MINING_NEIGHBOURS} neighbours in common")
 
 
-def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--scale", default="small", choices=ITEMS)
-    parser.add_argument("--device", default="cpu")
-    args = parser.parse_args(argv)
-    print(HEADER)
-    for line in run(args.scale, args.device):
-        print(line)
-
-
 if __name__ == "__main__":
-    main()
+    print_table(__doc__, ITEMS, run)

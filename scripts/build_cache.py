@@ -4,7 +4,6 @@
 python scripts/build_cache.py --dataset cvusa --data-root DATA --cache DIR [--splits train val] [--jobs N]
 """
 
-import argparse
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -18,6 +17,7 @@ from tqdm import tqdm
 
 from dataset.build import LAYOUTS
 from dataset.vigor import VIGOR
+from utils.arguments import Parser, mistakes_told, positive
 from utils.errors import UserError
 from utils.flags import DATASETS
 from utils.launch import cores
@@ -76,26 +76,23 @@ def fill(args):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--dataset", required=True, choices=DATASETS)
     parser.add_argument("--data-root", required=True)
     parser.add_argument("--cache", required=True, help="folder of the cache, made where it is not there")
     parser.add_argument("--splits", nargs="+", help="default: those that training and evaluation use")
     parser.add_argument("--cross", action="store_true", help="VIGOR's cross-area lists")
     parser.add_argument("--vigor-labels", default="original", choices=("original", "corrected"))
-    parser.add_argument("--ground-size", nargs=2, type=int, metavar=("H", "W"), help="as given to train.py")
-    parser.add_argument("--aerial-size", nargs=2, type=int, metavar=("H", "W"), help="as given to train.py")
+    parser.add_argument("--ground-size", nargs=2, type=positive, metavar=("H", "W"), help="as given to train.py")
+    parser.add_argument("--aerial-size", nargs=2, type=positive, metavar=("H", "W"), help="as given to train.py")
     parser.add_argument("--fast-decode", action="store_true", help="as given to train.py")
-    parser.add_argument("--jobs", type=int, default=cores(), help="processes (default: one per core)")
+    parser.add_argument("--jobs", type=positive, default=cores(), help="processes (default: one per core)")
     args = parser.parse_args(argv)
     known = LAYOUTS[args.dataset].splits
-    try:
+    with mistakes_told("build_cache.py", "interrupted; the same command goes on"):
         if wrong := [split for split in args.splits or () if split not in known]:
             raise UserError(f"--splits {wrong[0]}: {args.dataset} has {', '.join(known)}")
         fill(args)
-    except UserError as error:
-        print(f"build_cache.py: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
 
 
 if __name__ == "__main__":

@@ -11,10 +11,10 @@ matplotlib.use("Agg")  # figures go to files; no display is needed
 import numpy as np
 
 from utils.errors import UserError
+from utils.run_files import DESCRIPTOR_FILES, RunFiles, read_rows
 
 RED, GREEN, GREY, BLUE, ORANGE = "#d62728", "#2ca02c", "#b0b0b0", "#1f77b4", "#e6861a"
 ENDINGS = ("png", "pdf")
-DESCRIPTORS = ("grd_global_descriptor.npy", "sat_global_descriptor.npy")
 
 
 def save_figure(figure, stem, dpi=130):
@@ -97,23 +97,8 @@ def run_names(folders, given=None):
 def load_descriptors(folder):
     """The (N, D) query and (M, D) gallery descriptors that an evaluation left, as it wrote them."""
     hint = f"run train.py -e with --save_path {folder} first"
-    require(folder, ("args.json", "metrics.json", *DESCRIPTORS), hint)
-    return tuple(read_descriptors(Path(folder) / name) for name in DESCRIPTORS)
-
-
-def read_descriptors(path):
-    """The (rows, numbers) of a .npy file.
-
-    Raises:
-        UserError: no such file, or not a matrix.
-    """
-    try:
-        rows = np.load(path)
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path} cannot be read as descriptors ({error}); run train.py -e again") from error
-    if rows.ndim != 2:
-        raise UserError(f"{path} has shape {rows.shape}; expected (rows, numbers), as train.py -e writes")
-    return rows
+    require(folder, ("args.json", "metrics.json", *DESCRIPTOR_FILES), hint)
+    return tuple(read_rows(Path(folder) / name) for name in DESCRIPTOR_FILES)
 
 
 def load_evaluation(folder, data_root=None):
@@ -126,6 +111,7 @@ def load_evaluation(folder, data_root=None):
 
     descriptors = load_descriptors(folder)
     options = run_options(folder, data_root)
+    options.eval_split = read_json(Path(folder) / "metrics.json").get("split")  # may differ from the training's
     _, query, reference = build_datasets(options)
     if (len(query), len(reference)) != tuple(map(len, descriptors)):
         raise UserError(
@@ -144,7 +130,6 @@ def load_model(folder):
     from model.frgeo import build_model
     from utils.checkpoint import load_checkpoint, load_weights, model_options
     from utils.options import settle_model_options
-    from utils.run_files import RunFiles
 
     require(folder, ("args.json",), "give the folder of a run of train.py")
     options = run_options(folder)

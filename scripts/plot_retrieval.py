@@ -71,11 +71,12 @@ def draw_recall(ranks, gallery, name):
     axis.plot(k, [100 * np.mean(ranks < n) for n in k], color=RED, label=name)
     axis.plot(k, 100 * k / gallery, color=GREY, linestyle="--", label="chance")
     one_percent = max(1, gallery // 100)
-    for cut, label in ((1, "R@1"), (5, "R@5"), (10, "R@10"), (one_percent, "R@1%")):
-        if cut <= gallery and (label != "R@1%" or cut not in (1, 5, 10)):
-            value = 100 * np.mean(ranks < cut)
-            axis.plot(cut, value, "o", color=RED, markersize=4)
-            axis.annotate(f"{label} {value:.1f}", (cut, value), (6, -11), textcoords="offset points", fontsize=8)
+    cuts = {one_percent: "R@1%"} | {1: "R@1", 5: "R@5", 10: "R@10"}
+    for line, cut in enumerate(sorted(cut for cut in cuts if cut <= gallery)):
+        value = 100 * np.mean(ranks < cut)
+        axis.plot(cut, value, "o", color=RED, markersize=4)
+        below = (6, -11 - 9 * (line % 2))  # in two lines: 5 and 10 stand close together
+        axis.annotate(f"{cuts[cut]} {value:.1f}", (cut, value), below, textcoords="offset points", fontsize=8)
     axis.set(xscale="log", xlabel=f"k, of a gallery of {gallery:,}", ylabel="recall@k (%)", ylim=(0, 103))
     axis.grid(alpha=0.3)
     axis.legend(loc="lower right")

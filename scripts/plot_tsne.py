@@ -24,7 +24,6 @@ from scripts.figures import (
     RED,
     load_descriptors,
     load_evaluation,
-    read_descriptors,
     run_names,
     run_options,
     save_figure,
@@ -33,6 +32,7 @@ from scripts.figures import (
 from scripts.tsne import tsne
 from utils.arguments import Parser, mistakes_told, positive
 from utils.errors import UserError
+from utils.run_files import read_rows
 
 
 class Paired(NamedTuple):
@@ -60,7 +60,7 @@ def read_sources(sources, data_root, names):
 
 def read_files(ground, aerial):
     """Two .npy files whose rows are pairs."""
-    query, reference = read_descriptors(ground), read_descriptors(aerial)
+    query, reference = read_rows(ground), read_rows(aerial)
     if query.shape != reference.shape:
         raise UserError(
             f"{ground} has shape {query.shape}, {aerial} {reference.shape}; expected two equal ones (pairs, numbers), "

@@ -108,12 +108,12 @@ def group(results):
     return {protocol: list(rows.values()) for protocol, rows in protocols.items()}
 
 
-def spread(values):
+def spread(values, digits=2):
     """Mean and, of several, the sample's standard deviation, as text."""
     if not values:
         return ""
-    deviation = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.2f}{deviation}"
+    deviation = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.{digits}f}{deviation}"
 
 
 def label(row, rows):

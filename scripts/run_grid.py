@@ -27,6 +27,7 @@ from typing import NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from scripts.figures import save_figure
+from scripts.report import spread
 from utils.arguments import Parser, mistakes_told, natural, positive
 from utils.errors import UserError
 from utils.launch import cores
@@ -102,14 +103,6 @@ def collect(runs, out):
     return results
 
 
-def spread(values):
-    """Mean and standard deviation over seeds as text."""
-    if not values:
-        return ""
-    deviation = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.1f}{deviation}"
-
-
 def write_results(runs, out, name):
     """NAME.csv and NAME.md of the runs that are finished. Returns the table."""
     done = [(run, run.metrics(out)) for run in runs]
@@ -125,7 +118,7 @@ def write_results(runs, out, name):
     datasets, variants = _order(runs)
     lines = ["| | " + " | ".join(datasets) + " |", "|---|" + "---|" * len(datasets)]
     for variant in variants:
-        cells = [spread(results[data, variant]["R@1"]) for data in datasets]
+        cells = [spread(results[data, variant]["R@1"], digits=1) for data in datasets]
         lines.append(f"| {variant} | " + " | ".join(cells) + " |")
     (out / f"{name}.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return "\n".join(lines)

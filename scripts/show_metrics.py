@@ -15,13 +15,15 @@ def chance(name, gallery):
 
 
 def table(record):
-    """Markdown table of a metrics.json: measure, percent, chance."""
+    """Markdown table of a metrics.json: measure, percent, chance; and how far off in metres."""
     rows = [(name, record[name], chance(name, record["gallery"])) for name in ("R@1", "R@5", "R@10", "R@1%", *HIT)
             if name in record]  # fmt: skip
     width = max(len(name) for name, *_ in rows)
     lines = [f"| {'':{width}} | this run | chance |", f"|{'-' * (width + 2)}|---------:|-------:|"]
     lines += [f"| {name:{width}} | {value:6.2f} % | {luck:4.2f} % |" for name, value, luck in rows]
-    return "\n".join(lines)
+    metres = [f"{name}: {value:.1f}{' %' if name.startswith('within') else ''}" for name, value in record.items()
+              if name.endswith(" m") or name.endswith("(m)")]  # fmt: skip
+    return "\n".join([*lines, *(["", "Most similar tile: " + ", ".join(metres)] if metres else [])])
 
 
 def main():

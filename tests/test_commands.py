@@ -141,7 +141,7 @@ def test_mistakes_are_told_in_one_sentence(roots, capfd):
     assert "invalid choice: 'adamax'" in run("--op", "adamax")
     assert "--fov 400" in run("--fov", "400")
     assert "fewer than the 4 columns" in run("--fov", "140", "--ground-size", "32", "256")
-    assert "cannot be cut into four quadrants" in run("--aerial-size", "32", "32")
+    assert "cannot be cut into quadrants" in run("--aerial-size", "32", "32")
     assert "not a whole number" in run("-b", "0")
     assert "--augment turns by quarters" in run("--augment", "--aerial-size", "64", "96")
     assert "--layer-scale is for random weights" in run("--layer-scale", "0.1", "--pretrained", "imagenet")

@@ -4,7 +4,6 @@ import logging
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch.utils.data import DataLoader, Subset
 
@@ -17,7 +16,7 @@ from utils.launch import loader_workers
 from utils.logging import describe_metrics, progress_bar
 from utils.metrics import Ranks, rank_queries, recalls, summarise
 from utils.options import run_name
-from utils.run_files import DESCRIPTOR_FILES
+from utils.run_files import DESCRIPTOR_FILES, read_rows
 from utils.seeding import seed_worker
 
 log = logging.getLogger(__name__)
@@ -126,21 +125,15 @@ def read_descriptors(folder, query, reference):
     """The (N, dim) and (M, dim) descriptors that `-e` left in a folder, as memory maps.
 
     Raises:
-        UserError: a file is missing, is no array of descriptors, or has not a row for every image.
+        UserError: as `read_rows`, or a file has not a row for every image.
     """
     found = []
     for name, images in zip(DESCRIPTOR_FILES, (query, reference), strict=True):
-        path = Path(folder) / name
-        try:
-            rows = np.load(path, mmap_mode="r")
-        except (OSError, ValueError) as error:
+        rows = read_rows(Path(folder) / name)
+        if len(rows) != len(images):
             raise UserError(
-                f"--descriptors {folder}: {name} cannot be read ({error}); give a folder that train.py -e has written"
-            ) from error
-        if rows.ndim != 2 or len(rows) != len(images):
-            raise UserError(
-                f"--descriptors {folder}: {name} has shape {rows.shape}, the data have {len(images)} images; give "
-                "the --data-root and the split that were evaluated"
+                f"{folder}: {name} has shape {rows.shape}, the data have {len(images)} images; give the --data-root "
+                "and the split that were evaluated"
             )
         found.append(rows)
     return found

@@ -107,3 +107,20 @@ class RunFiles:
             raise UserError(
                 f"{path} could not be written ({error}); free some space and go on with --resume"
             ) from error
+
+
+def read_rows(path):
+    """The (rows, numbers) descriptors of a .npy file, as a memory map.
+
+    Raises:
+        UserError: no such file, or not a matrix.
+    """
+    try:
+        rows = np.load(path, mmap_mode="r")
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(
+            f"{path} cannot be read as descriptors ({error}); give a folder that train.py -e has written"
+        ) from error
+    if rows.ndim != 2:
+        raise UserError(f"{path} has shape {rows.shape}; expected (rows, numbers), as train.py -e writes")
+    return rows
