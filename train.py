@@ -28,7 +28,7 @@ from utils.checkpoint import load_checkpoint, load_weights, model_options
 from utils.errors import UserError
 from utils.evaluation import evaluate, precision, read_descriptors, record, score_saved
 from utils.images import collate, to_device
-from utils.launch import launch, loader_workers
+from utils.launch import keep_freed_memory, launch, loader_workers
 from utils.logging import log_setup, log_training, progress_bar, start_logging, stop_logging
 from utils.options import recorded, settle_model_options
 from utils.run_files import RunFiles
@@ -84,6 +84,8 @@ def run(args, device):
     datasets = build_datasets(args, pixels=True)
 
     set_kernels(args.deterministic, args.tf32)
+    if device.type == "cpu":
+        keep_freed_memory()
     seed_process(args.seed)
     pretrained = {"imagenet": True, "none": False}.get(args.pretrained, args.pretrained)
     # Rank 0's weights reach the others when DistributedDataParallel is built.

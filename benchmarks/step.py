@@ -23,6 +23,7 @@ from benchmarks.measure import in_turns, measured
 from criterion import SAM, WBLoss
 from model import FRGeo
 from train import train_step
+from utils.launch import keep_freed_memory
 
 LR, DECAY, RHO = 1e-4, 0.03, 2.5
 HEADER = "| a step of {batch} {dataset} pairs | time | memory | faster | off by |\n|---|---|---|---|---|"
@@ -130,6 +131,7 @@ def make(dataset, batch, device):
 
 def run(batch=4, dataset="cvusa", device="cpu", compiled=False, rounds=2):
     """Lines of the table."""
+    keep_freed_memory()  # for both, as train.py does
     model, images = make(dataset, batch, device)
     ways = {"as published": PlainStep(model, images)}
     modes = {name: mode for name, mode in MODES.items() if compiled or not mode[1]}

@@ -106,6 +106,29 @@ def test_damaged_and_half_written_images_are_never_read(tmp_path):
     assert transform.read == 2
 
 
+def test_an_image_that_changes_while_it_is_read_is_not_taken(tmp_path, monkeypatch):
+    paths = write_images(tmp_path / "a", 2)
+    cache = ImageCache(tmp_path / "cache", paths, Counting((8, 12)))
+    good = read_all(cache)
+    store, slot = cache.slots[0]
+    stamp = cache.stamps[0]
+    np.testing.assert_array_equal(store.read(slot, *stamp), good[0])
+    index, images, descriptors = store._files()
+
+    class Rewritten:
+        """The record as it was before the pixels are copied, and blank after."""
+
+        def __init__(self):
+            self.seen = 0
+
+        def __getitem__(self, row):
+            self.seen += 1
+            return index[row] if self.seen == 1 else np.zeros_like(index[row])
+
+    monkeypatch.setattr(store, "_open", (Rewritten(), images, descriptors))
+    assert store.read(slot, *stamp) is None
+
+
 def test_jobs_with_other_lists_share_a_cache(tmp_path):
     paths = write_images(tmp_path / "a", 6)
     early = ImageCache(tmp_path / "cache", paths[:3], Counting((8, 12)))

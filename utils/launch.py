@@ -1,5 +1,6 @@
 """Start a run's processes: one, one per GPU, several on a CPU, or those that torchrun has started."""
 
+import ctypes
 import logging
 import os
 import signal
@@ -10,6 +11,9 @@ import torch.multiprocessing as mp
 
 from utils import distributed
 from utils.errors import UserError
+
+# glibc's malloc.h: parameters of mallopt, and what they are set to.
+KEEP = {-1: 2**31 - 1, -2: 2**26, -3: 2**25}  # trim threshold, top padding, mmap threshold (its maximum), in bytes
 
 
 def launch(function, args):
@@ -74,6 +78,19 @@ def choose_device(name, local_rank=None):
         device = torch.device("cuda", index)
         torch.cuda.set_device(device)
     return device
+
+
+def keep_freed_memory():
+    """Let the C library keep freed memory for the next step; given back, the system would clear every page again.
+
+    On a CPU that takes a tenth of a training step. Does nothing where the C library is not glibc.
+    """
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+    except OSError:
+        return
+    for parameter, value in KEEP.items():
+        libc.mallopt(parameter, value)
 
 
 def cores():
