@@ -49,7 +49,15 @@ class Result(NamedTuple):
     def key(self):
         """What runs of one row have in common."""
         record = [self.metrics.get(k) for k in ("dataset", "split", "queries", "gallery", "labels")]
-        return json.dumps([record, self.weights, self.settings], sort_keys=True)
+        return json.dumps([record, self.weights, self.seen, self.settings], sort_keys=True)
+
+    @property
+    def seen(self):
+        """How an evaluation saw the panoramas, where that is not as in the paper."""
+        parts = [f"{self.metrics['fov']} degrees"] if self.metrics.get("fov", 360) != 360 else []
+        parts += ["unknown north"] if self.metrics.get("orientation") == "unknown" else []
+        parts += [f"{self.metrics['search_north']} directions tried"] if self.metrics.get("search_north") else []
+        return ", ".join(parts)
 
     @property
     def weights(self):
@@ -125,6 +133,7 @@ def label(row, rows):
     parts = [mine.get("arch", ""), *(flag(name, mine.get(name)) for name in differing if name != "arch")]
     if len({other[0].weights for other in rows}) > 1 or not mine:
         parts.append(row[0].weights)
+    parts.append(row[0].seen)
     return " ".join(filter(None, parts))
 
 

@@ -33,6 +33,7 @@ from utils.errors import UserError
 from utils.launch import cores
 from utils.logging import progress_bar
 
+SHOWN = ("R@1", "R@5", "R@10")  # in the table; the first alone where there are several data sets
 TRAIN = Path(__file__).resolve().parents[1] / "train.py"
 
 
@@ -116,9 +117,11 @@ def write_results(runs, out, name):
             table.writerow([run.data, run.variant, run.seed, *values, m["epoch"], shlex.join(run.flags)])
     results = collect(runs, out)
     datasets, variants = _order(runs)
-    lines = ["| | " + " | ".join(datasets) + " |", "|---|" + "---|" * len(datasets)]
+    columns = [(data, measure) for data in datasets for measure in (SHOWN if len(datasets) == 1 else SHOWN[:1])]
+    heads = [f"{data}, {measure}" for data, measure in columns]
+    lines = ["| | " + " | ".join(heads) + " |", "|---|" + "---|" * len(heads)]
     for variant in variants:
-        cells = [spread(results[data, variant]["R@1"], digits=1) for data in datasets]
+        cells = [spread(results[data, variant][measure], digits=1) for data, measure in columns]
         lines.append(f"| {variant} | " + " | ".join(cells) + " |")
     (out / f"{name}.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return "\n".join(lines)
@@ -169,7 +172,7 @@ def run_grid(args):
             write_results(runs, args.out, args.name)
     finally:
         pool.shutdown(cancel_futures=True)
-    print("\nR@1 in percent, mean and standard deviation over seeds\n\n" + write_results(runs, args.out, args.name))
+    print("\nPercent, mean and standard deviation over seeds\n\n" + write_results(runs, args.out, args.name))
     plot(runs, args.out, args.name)
     print(f"\nSee {args.out / args.name}.csv, .md, .png and .pdf.")
 

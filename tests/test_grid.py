@@ -40,7 +40,7 @@ def test_a_grid_trains_all_once_and_sets_means_side_by_side(stub, tmp_path, caps
     run_grid.main(flags(tmp_path / "out", "--seeds", "0", "1", "2", "--jobs", "2"))
     assert len(stub()) == 6
     table = (tmp_path / "out" / "grid.md").read_text()
-    assert "| base | 30.0 ± 10.0 |" in table and "| other | 60.0 ± 10.0 |" in table
+    assert "| base | 30.0 ± 10.0 | 90.0 ± 0.0 |" in table and "| other | 60.0 ± 10.0 |" in table
     with open(tmp_path / "out" / "grid.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["R@1"] for row in rows if row["variant"] == "base"] == ["20", "30", "40"]

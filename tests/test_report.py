@@ -68,6 +68,17 @@ def test_best_epochs_of_seeds_share_a_row_and_last_ones_do_not_join_it(tmp_path,
     assert best["run"].endswith("best epoch") and last["run"].endswith("epoch 5")
 
 
+def test_limited_views_and_unknown_north_have_rows_of_their_own(tmp_path, capsys):
+    write_result(tmp_path / "plain", 0, fov=360, orientation="aligned")
+    write_result(tmp_path / "turned", 0, orientation="unknown")
+    write_result(tmp_path / "searched", 0, orientation="unknown", search_north=16)
+    write_result(tmp_path / "narrow", 0, fov=90)
+    found = table(capsys, *(tmp_path / name for name in ("plain", "turned", "searched", "narrow")))
+    assert [row["run"].removeprefix("convnext_tiny").strip() for row in found] == [
+        "published", "", "unknown north", "unknown north, 16 directions tried", "90 degrees",
+    ]  # fmt: skip
+
+
 def test_protocols_stand_beside_their_published_numbers(tmp_path, capsys):
     write_result(tmp_path / "vigor", 0, "vigor", "test", **{"Hit": 33.3, "Hit (top-1 covers)": 44.4})
     write_result(tmp_path / "cross", 0, "vigor_cross", "test", **{"Hit": 22.2})

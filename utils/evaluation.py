@@ -105,6 +105,8 @@ def record(metrics, datasets, args, files, weights, epoch, started, descriptors=
         "queries": len(query),
         "gallery": len(reference),
         "missing_pairs": query.missing,
+        "fov": query.fov,
+        "orientation": query.orientation,
         "weights": str(weights),
         "epoch": epoch,
     }
