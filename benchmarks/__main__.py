@@ -5,14 +5,14 @@
 --device cuda         evaluation, mining and the step on a GPU
 """
 
-import argparse
 import platform
 from pathlib import Path
 
 import torch
 
 from benchmarks import evaluation, loading, measure, mining, step
-from utils.launch import cores
+from utils.arguments import Parser, mistakes_told
+from utils.launch import choose_device, cores
 from utils.logging import versions
 
 
@@ -26,21 +26,24 @@ def machine(device):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__, prog="python -m benchmarks")
     parser.add_argument("--scale", default="small", choices=("small", "cvusa", "vigor"))
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args(argv)
-    print(f"{machine(args.device)}; {torch.get_num_threads()} threads\n{versions()}\n")
+    with mistakes_told("python -m benchmarks"):
+        measure_all(args.scale, choose_device(args.device).type)
+
+
+def measure_all(scale, device):
+    print(f"{machine(device)}; {torch.get_num_threads()} threads\n{versions()}\n")
     print(measure.HEADER)
-    for line in evaluation.run(args.scale, args.device):
+    for line in evaluation.run(scale, device):
         print(line, flush=True)
-    for line in mining.run(args.scale, args.device):
+    for line in mining.run(scale, device):
         print(line, flush=True)
-    batch = 4 if args.device == "cpu" else 32
+    batch = 4 if device == "cpu" else 32
     print("\n" + step.HEADER.format(batch=batch, dataset="CVUSA"))
-    for line in step.run(batch, device=args.device, compiled=args.device == "cuda"):
+    for line in step.run(batch, device=device, compiled=device == "cuda"):
         print(line, flush=True)
     print("\n" + loading.HEADER)
     for line in loading.run():

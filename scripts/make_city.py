@@ -1,7 +1,6 @@
 #!/usr/bin/env python
 """Make a procedural city and write it in the layout of CVUSA, CVACT or VIGOR."""
 
-import argparse
 import errno
 import logging
 import os
@@ -13,10 +12,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dataset.city import CityError, write_city
+from utils.arguments import Parser
 
 
 def parse(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(__doc__)
     parser.add_argument(
         "--layout", choices=("cvusa", "cvact", "vigor"), required=True, help="files and splits of which set"
     )

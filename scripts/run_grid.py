@@ -87,8 +87,9 @@ def train(run, out, threads):
     with open(folder / "train.txt", "w", encoding="utf-8") as words:
         code = subprocess.run(command, stdout=words, stderr=subprocess.STDOUT, env=environment, check=False).returncode
     if code:
-        last = (folder / "train.txt").read_text(encoding="utf-8").strip().splitlines()[-1:]
-        raise UserError(f"{run.data}, {run.variant}, seed {run.seed} ended with code {code}: {' '.join(last)}")
+        lines = (folder / "train.txt").read_text(encoding="utf-8").strip().splitlines()
+        told = [line for line in lines if line.startswith("train.py:")] or lines
+        raise UserError(f"{run.data}, {run.variant}, seed {run.seed} ended with code {code}: {''.join(told[-1:])}")
     for large in ("checkpoint.pth.tar", "model_best.pth.tar"):
         (folder / large).unlink(missing_ok=True)
     (folder / "grid.json").write_text(json.dumps(run.flags), encoding="utf-8")

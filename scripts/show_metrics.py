@@ -1,9 +1,13 @@
 #!/usr/bin/env python
 """Print the metrics of an evaluated run beside chance: python scripts/show_metrics.py SAVE_PATH"""
 
-import json
 import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from scripts.report import read_result
+from utils.arguments import Parser, mistakes_told
 
 HIT = ("Hit", "Hit (top-1 covers)")
 
@@ -26,10 +30,12 @@ def table(record):
     return "\n".join([*lines, *(["", "Most similar tile: " + ", ".join(metres)] if metres else [])])
 
 
-def main():
-    if len(sys.argv) != 2 or not (Path(sys.argv[1]) / "metrics.json").is_file():
-        sys.exit("usage: python scripts/show_metrics.py SAVE_PATH (a folder with metrics.json, written by train.py)")
-    record = json.loads((Path(sys.argv[1]) / "metrics.json").read_text(encoding="utf-8"))
+def main(argv=None):
+    parser = Parser("Print the metrics of an evaluated run beside chance.")
+    parser.add_argument("save_path", type=Path, help="folder with metrics.json, written by train.py")
+    args = parser.parse_args(argv)
+    with mistakes_told("show_metrics.py"):
+        record = read_result(args.save_path / "metrics.json").metrics
     print(f"{record['dataset']} {record['split']}: {record['queries']} queries, gallery of {record['gallery']}\n")
     print(table(record))
 
