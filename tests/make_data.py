@@ -1,8 +1,11 @@
-"""Small copies of the layouts, written with nothing but NumPy, Pillow and SciPy."""
+"""Small copies of the layouts, written with nothing but NumPy, Pillow and SciPy, and runs on them."""
 
 import numpy as np
+import pytest
 from PIL import Image
 from scipy.io import savemat
+
+import train
 
 TRAIN, TEST = 40, 7
 CITIES = ("NewYork", "Seattle", "SanFrancisco", "Chicago")
@@ -17,6 +20,24 @@ ASAM = [
     *("--op", "sam", "--asam", "--rho", "0.5", "--lr", "0.001", "--wd", "0.03", "--batch-size", "8"),
     *("--mining", "--cos"),
 ]
+
+
+def stopped_after(epochs, arguments):
+    """Run train.main with the arguments until so many epochs are saved, as if killed then."""
+
+    class StopError(Exception):
+        pass
+
+    def stop(self, line, is_best, **state):
+        save(self, line, is_best, **state)
+        if line["epoch"] == epochs:
+            raise StopError
+
+    save = train.RunFiles.save_epoch
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train.RunFiles, "save_epoch", stop)
+        with pytest.raises(StopError):
+            train.main(arguments)
 
 
 def flags(root, out, *more, dataset="cvusa"):

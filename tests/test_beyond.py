@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from make_data import ASAM, flags
+from make_data import ASAM, flags, stopped_after
 
 import train
 from criterion import SAM, WBLoss
@@ -169,22 +169,10 @@ BEYOND = [
 
 @pytest.mark.parametrize("optimiser", [ADAMW, ASAM])
 def test_a_resumed_run_beyond_the_paper_ends_as_if_never_stopped(roots, tmp_path, optimiser):
-    class StopError(Exception):
-        pass
-
-    def stop_after_two(self, line, is_best, **state):
-        save(self, line, is_best, **state)
-        if line["epoch"] == 2:
-            raise StopError
-
     common = [*optimiser, *BEYOND, "--epochs", "4", "--eval-every", "2"]
     straight, out = tmp_path / "straight", tmp_path / "stopped"
     metrics = train.main([*flags(roots["cvusa"], straight), *common])
-    save = train.RunFiles.save_epoch
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train.RunFiles, "save_epoch", stop_after_two)
-        with pytest.raises(StopError):
-            train.main([*flags(roots["cvusa"], out), *common])
+    stopped_after(2, [*flags(roots["cvusa"], out), *common])
     train.main([*flags(roots["cvusa"], out), *common, "--resume", str(out / "checkpoint.pth.tar")])
     a, b = (load_checkpoint(folder / "checkpoint.pth.tar") for folder in (straight, out))
     for part in ("state_dict", "online", "criterion"):

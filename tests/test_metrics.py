@@ -142,6 +142,15 @@ def test_turned_queries_score_the_best_of_all_ways(monkeypatch, noise):
         assert (positive_ranks(sets[1], reference, labels) == 0).mean() < 0.5
 
 
+@pytest.mark.parametrize("faster", [torch.bfloat16, torch.float32])
+def test_bfloat16_is_taken_where_its_products_are_faster(monkeypatch, faster):
+    monkeypatch.setattr(halves, "_has_bfloat16_instructions", lambda: True)
+    monkeypatch.setattr(halves, "_fastest", lambda matrix: 1.0 if matrix.dtype == faster else 2.0)
+    halves.bfloat16_is_faster.cache_clear()
+    assert halves.bfloat16_is_faster(torch.device("cpu")) == (faster == torch.bfloat16)
+    halves.bfloat16_is_faster.cache_clear()
+
+
 @pytest.mark.parametrize("m", [5, 8, 4096, 8 * 255 * 3 + 8])
 def test_counting_true_entries(m):
     mask = torch.rand(9, m, generator=torch.Generator().manual_seed(0)) < torch.linspace(0, 1, 9)[:, None]

@@ -7,7 +7,7 @@ import make_data
 import numpy as np
 import pytest
 import torch
-from make_data import ASAM, flags
+from make_data import ASAM, flags, stopped_after
 
 import train
 from utils.checkpoint import load_checkpoint
@@ -98,19 +98,7 @@ def test_a_resumed_run_ends_as_if_never_stopped(roots, tmp_path, optimiser):
     train.main([*flags(roots["cvusa"], tmp_path / "straight"), *common])
     out = tmp_path / "stopped"
 
-    class StopError(Exception):
-        pass
-
-    def stop_after_two(self, line, is_best, **state):
-        save(self, line, is_best, **state)
-        if line["epoch"] == 2:
-            raise StopError
-
-    save = train.RunFiles.save_epoch
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train.RunFiles, "save_epoch", stop_after_two)
-        with pytest.raises(StopError):
-            train.main([*flags(roots["cvusa"], out), *common])
+    stopped_after(2, [*flags(roots["cvusa"], out), *common])
     train.main([*flags(roots["cvusa"], out), *common, "--resume", str(out / "checkpoint.pth.tar")])
     a, b = weights(tmp_path / "straight" / "checkpoint.pth.tar"), weights(out / "checkpoint.pth.tar")
     assert all(torch.equal(a[k], b[k]) for k in a)
