@@ -15,9 +15,9 @@ run "$PYTHON" scripts/make_city.py --layout cvusa --out $data --train 3000 --tes
 
 say "Training"
 run "$PYTHON" -u train.py --dataset cvusa --data-root $data --save_path $out \
-    --arch resnet10t --pretrained none --ground-size 64 256 --aerial-size 128 128 --cache data/cache \
-    --op adamw --lr 0.002 --wd 0.03 --cos --mining --batch-size 16 --augment --amp bf16 \
-    --epochs 6 --eval-every 6 --print-freq 25 --seed 0 "$@"
+    --arch test_resnet --pretrained none --ground-size 64 256 --aerial-size 128 128 --cache data/cache \
+    --op adamw --lr 0.002 --wd 0.03 --cos --mining --batch-size 16 --augment \
+    --epochs 12 --eval-every 12 --print-freq 50 --seed 0 "$@"
 
 say "Evaluation"
 run "$PYTHON" train.py --dataset cvusa --data-root $data --save_path $out -e
