@@ -113,7 +113,13 @@ def run(args, device):
 
 def rescore(args, device, files):
     """Metrics of descriptors that an earlier evaluation has written; no model is built."""
-    settle_model_options(args, {})
+    made_with = RunFiles(args.descriptors).model_options()
+    if args.search_north and not made_with and args.regions is None:
+        raise UserError(
+            f"--search-north has to know the regions of the descriptors, and {args.descriptors} holds no args.json; "
+            "give --regions"
+        )
+    settle_model_options(args, made_with)
     _, query, reference = datasets = build_datasets(args)
     descriptors = read_descriptors(args.descriptors, query, reference)
     if distributed.is_main():
@@ -159,6 +165,8 @@ def prepare_training(args, model, train_set, device, state):
     criterion = build_loss(args, sampler.share, distributed.world_size()).to(device)
     optimizer = build_optimizer(args, model, criterion)
     average = WeightAverage(model, args.ema) if args.ema else None
+    if average:
+        average.model.tune(compiled=args.compile)
     start, best = args.start_epoch or 0, 0.0
     if args.resume:
         if "sampler" not in state:
@@ -166,9 +174,9 @@ def prepare_training(args, model, train_set, device, state):
                 f"--resume {args.resume} holds weights only (a best model, or a released file); to start from them "
                 f"give --weights {args.resume}"
             )
-        for name in ("op", "learn_temperature"):
-            given, trained = getattr(args, name), state["args"].get(name, False)
-            if given != trained:
+        for name in ("op", "learn_temperature", "ema"):
+            given, trained = getattr(args, name), state["args"].get(name) or False
+            if (given or False) != trained:
                 flag = "--" + name.replace("_", "-")
                 raise UserError(
                     f"{flag} is {given}, {args.resume} was trained with {trained}; resume as it was trained"

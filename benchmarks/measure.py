@@ -1,6 +1,5 @@
 """Time and peak memory of a function, in this process; two ways of one thing in turns."""
 
-import argparse
 import ctypes
 import sys
 import time
@@ -8,6 +7,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+
+from utils.arguments import Parser, mistakes_told
+from utils.launch import choose_device
 
 
 class Measure(NamedTuple):
@@ -51,13 +53,15 @@ def in_turns(ways, rounds=3, device="cpu"):
 
 def print_table(doc, sizes, run, argv=None):
     """Run a benchmark from the command line: --scale, one of `sizes`, and --device; print its lines as a table."""
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(doc)
     parser.add_argument("--scale", default="small", choices=sizes)
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args(argv)
-    print(HEADER)
-    for line in run(args.scale, args.device):
-        print(line)
+    with mistakes_told(parser.prog):
+        device = choose_device(args.device).type
+        print(HEADER)
+        for line in run(args.scale, device):
+            print(line)
 
 
 def say(text):

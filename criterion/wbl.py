@@ -39,9 +39,12 @@ class WBLoss(nn.Module):
     @property
     def alpha(self):
         """The scale: a number, or a tensor where it is learned."""
-        return self._alpha if self.log_alpha is None else self.log_alpha.exp().clamp(max=LARGEST_ALPHA)
+        return self._alpha if self.log_alpha is None else self.log_alpha.exp()
 
     def forward(self, q, k):
+        if self.log_alpha is not None:
+            with torch.no_grad():  # the parameter, not what follows from it: that would end its gradient
+                self.log_alpha.clamp_(max=math.log(LARGEST_ALPHA))
         s = cosine_similarities(q, k)
         logits = self.alpha * s
         targets = torch.arange(len(s), device=s.device)

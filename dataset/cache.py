@@ -2,8 +2,8 @@
 
 A cache folder holds a store per image folder and transform: the names that have a slot (names.json), a record per slot
 (index.bin: size and time of the source file, checksum) and the pixels (images.bin, sparse). Slots are only ever added,
-so several jobs may share a cache. A record is written after its pixels and read with their checksum: an image that
-is half written, damaged, or older than its file is made again.
+so several jobs may share a cache. A record is written after its pixels; the first time that a process reads an image,
+it compares their checksum. An image that is half written, damaged, or older than its file is made again.
 """
 
 import fcntl

@@ -1,6 +1,6 @@
 """The network: two encoders and the Feature Recombination Module."""
 
 from model.frgeo import FRGeo
-from model.recombination import FeatureRecombination, GlobalAverage
+from model.recombination import FeatureRecombination
 
-__all__ = ["FRGeo", "FeatureRecombination", "GlobalAverage"]
+__all__ = ["FRGeo", "FeatureRecombination"]

@@ -8,9 +8,11 @@ north up and the camera at the centre. Region by region:
     3  north to east   ground columns W/2 .. 3W/4     aerial top right
     4  east to south   ground columns 3W/4 .. W       aerial bottom right
 
-The paper has these four. Others serve ablations: 1 (the whole map), 2 (the western and the eastern half), 8 (each
-quadrant cut in two, where its diagonal runs in the aerial view).
+The paper has these four. Others serve ablations: 1 (the whole map: one global average), 2 (the western and the eastern
+half), 8 (each of the four halved; in the aerial view along its diagonal).
 """
+
+from itertools import pairwise
 
 import torch
 from torch import nn
@@ -70,20 +72,17 @@ class FeatureRecombination(nn.Module):
         return f"view={self.view!r}, regions={self.regions}"
 
 
-class GlobalAverage(FeatureRecombination):
-    """One region, the whole map of either view: the baseline that FRM is compared with. (B, C, H, W) -> (B, 1, C)."""
-
-    def __init__(self, view):
-        super().__init__(view, regions=1)
-
-
 def _means(parts):
     return torch.stack([part.mean(dim=(-2, -1)) for part in parts], dim=1)
 
 
 def _strips(feature_map, count):
     width = feature_map.shape[-1]
-    cuts = [i * (width // count) for i in range(count)] + [width]
+    strips = min(count, 4)
+    cuts = [i * (width // strips) for i in range(strips)] + [width]
+    if count == 8:  # the paper's four, halved
+        halves = [(left + right) // 2 for left, right in pairwise(cuts)]
+        cuts = sorted(cuts + halves)
     return [feature_map[..., cuts[i] : cuts[i + 1]] for i in range(count)]
 
 

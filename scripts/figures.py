@@ -111,7 +111,12 @@ def load_evaluation(folder, data_root=None):
 
     descriptors = load_descriptors(folder)
     options = run_options(folder, data_root)
-    options.eval_split = read_json(Path(folder) / "metrics.json").get("split")  # may differ from the training's
+    recorded = read_json(Path(folder) / "metrics.json")
+    if recorded.get("search_north"):
+        raise UserError(
+            f"{folder} was evaluated with --search-north, whose turned descriptors are not saved; evaluate it without"
+        )
+    options.eval_split = recorded.get("split")  # may differ from the training's
     _, query, reference = build_datasets(options)
     if (len(query), len(reference)) != tuple(map(len, descriptors)):
         raise UserError(

@@ -1,6 +1,7 @@
 """What goes beyond the paper: each flag does what it says, and nothing where it is off."""
 
 import json
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,6 +17,7 @@ from criterion.build import build_optimizer
 from dataset import CVUSA, VIGOR
 from dataset.sampler import MiningSampler
 from dataset.transforms import drop_patches, jitter_colours
+from model import FRGeo
 from model.average import WeightAverage
 from utils.checkpoint import load_checkpoint
 from utils.geodesy import Positions, haversine, nearest_places
@@ -46,7 +48,9 @@ def test_a_learned_temperature_starts_at_alpha_and_has_its_gradient():
     step = 1e-4
     slope = (WBLoss(7 * np.exp(step))(q, k)[0] - WBLoss(7 * np.exp(-step))(q, k)[0]) / (2 * step)
     torch.testing.assert_close(learned.log_alpha.grad, slope, atol=1e-6, rtol=0)
-    assert WBLoss(alpha=1e4, learned=True).alpha.item() == pytest.approx(100)
+    large = WBLoss(alpha=1e4, learned=True).double()
+    large(q, k)[0].backward()
+    assert large.alpha.item() == pytest.approx(100) and large.log_alpha.grad != 0
     assert not list(WBLoss().parameters())
 
 
@@ -161,6 +165,18 @@ def test_the_average_follows_its_formula():
         torch.testing.assert_close(average.model.weight.detach(), expected)
 
 
+def test_shared_weights_are_averaged_once():
+    model = FRGeo(arch="test_convnext", ground_size=(32, 128), aerial_size=(64, 64), share=True)
+    average = WeightAverage(model, 0.999)
+    average.update(model)
+    before = average.model.query_net.backbone.norm.weight.detach().clone()
+    with torch.no_grad():
+        model.query_net.backbone.norm.weight.add_(1)
+    average.update(model)
+    moved = average.model.query_net.backbone.norm.weight - before
+    torch.testing.assert_close(moved, torch.full_like(moved, 2 ** (-2 / 3)))
+
+
 BEYOND = [
     *("--ema", "0.9", "--learn-temperature", "--label-smoothing", "0.1", "--colour-jitter", "0.2"),
     *("--patch-dropout", "0.1", "--augment"),
@@ -185,6 +201,10 @@ def test_a_resumed_run_beyond_the_paper_ends_as_if_never_stopped(roots, tmp_path
     # Evaluating the checkpoint evaluates the average.
     weights = ["-e", "--weights", str(out / "checkpoint.pth.tar")]
     assert train.main([*flags(roots["cvusa"], out), *weights]) == metrics
+    averaged = np.load(out / "grd_global_descriptor.npy")
+    torch.save({"state_dict": b["online"]}, out / "online.pth")
+    train.main([*flags(roots["cvusa"], out), "-e", "--weights", str(out / "online.pth")])
+    assert not np.allclose(averaged, np.load(out / "grd_global_descriptor.npy"), atol=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -193,7 +213,8 @@ def test_a_resumed_run_beyond_the_paper_ends_as_if_never_stopped(roots, tmp_path
         (["--coordinate-mining", "1"], "where the places are"),
         (["--label-smoothing", "1"], "from 0 to below 1"),
         (["--label-smoothing", "0.1", "--loss", "soft-triplet"], "belongs to --loss wbl"),
-        (["--learn-temperature", "--alpha", "0"], "a number above 0"),
+        (["--learn-temperature", "--alpha", "0"], "a number up to 100"),
+        (["--learn-temperature", "--alpha", "101"], "a number up to 100"),
     ],
 )
 def test_what_cannot_be_is_told(roots, tmp_path, capfd, wrong, told):
@@ -204,16 +225,18 @@ def test_what_cannot_be_is_told(roots, tmp_path, capfd, wrong, told):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_temperature_that_the_checkpoint_lacks_is_told(roots, tmp_path, capfd):
+@pytest.mark.parametrize(("flag", "told"), [(["--learn-temperature"], "is True"), (["--ema", "0.9"], "is 0.9")])
+def test_what_the_checkpoint_lacks_is_told(roots, tmp_path, capfd, flag, told):
     run = [*flags(roots["cvusa"], tmp_path), *ADAMW]
     train.main([*run, "--epochs", "1"])
     with pytest.raises(SystemExit) as end:
-        train.main([*run, "--epochs", "2", "--learn-temperature", "--resume", str(tmp_path / "checkpoint.pth.tar")])
+        train.main([*run, "--epochs", "2", *flag, "--resume", str(tmp_path / "checkpoint.pth.tar")])
     assert end.value.code == 2
-    assert "--learn-temperature is True" in capfd.readouterr().err
+    assert f"{flag[0]} {told}" in capfd.readouterr().err
 
 
 def test_coordinate_mining_trains(roots, tmp_path):
     run = flags(roots["vigor"], tmp_path, dataset="vigor")
     train.main([*run, *ADAMW, "--epochs", "2", "--coordinate-mining", "1", "--mining"])
-    assert "hard partners" in (tmp_path / "log.txt").read_text().split("epoch 1 step")[0]
+    first = (tmp_path / "log.txt").read_text().split("epoch 1 step")[0]
+    assert int(re.search(r"epoch 1: (\d+) hard partners", first)[1]) > 0

@@ -33,7 +33,8 @@ def test_regions_follow_the_compass():
 
 @pytest.mark.parametrize("regions", [1, 2, 4, 8])
 @pytest.mark.parametrize("size", [16, 22])  # cells in a side of the aerial map
-def test_any_number_of_regions_follows_the_compass(regions, size):
+@pytest.mark.parametrize("width", [16, 20])  # of the ground map; 20 is VIGOR's
+def test_any_number_of_regions_follows_the_compass(regions, size, width):
     """A wedge of an aerial map, and the columns of a panorama that show it, mark one and the same region."""
     ground, aerial = FeatureRecombination("ground", regions), FeatureRecombination("aerial", regions)
     centre = torch.arange(size) + 0.5 - size / 2
@@ -42,11 +43,10 @@ def test_any_number_of_regions_follows_the_compass(regions, size):
     for region in range(regions):
         left, right = 360 / regions * region, 360 / regions * (region + 1)
         tile = ((left < bearing) & (bearing < right)).float()[None, None]
-        panorama = torch.zeros(1, 1, 4, 16)
-        panorama[..., 16 * region // regions : 16 * (region + 1) // regions] = 1
-        torch.testing.assert_close(
-            ground(panorama)[0, :, 0], torch.nn.functional.one_hot(torch.tensor(region), regions).float()
-        )
+        panorama = torch.zeros(1, 1, 4, width)
+        panorama[..., width * region // regions : width * (region + 1) // regions] = 1
+        expected = torch.nn.functional.one_hot(torch.tensor(region), regions).float()
+        torch.testing.assert_close(ground(panorama)[0, :, 0], expected)
         found = aerial(tile)[0, :, 0]
         assert found.argmax() == region
         assert found[region] > 0.85  # the half cells of a diagonal

@@ -11,6 +11,7 @@ from make_data import ASAM, flags, stopped_after
 
 import train
 from utils.checkpoint import load_checkpoint
+from utils.launch import KEEP, keep_freed_memory
 
 ADAMW = ["--op", "adamw", "--lr", "0.001", "--wd", "0.03", "--batch-size", "8"]
 METRICS = ["R@1", "R@5", "R@10", "R@1%"]
@@ -119,6 +120,31 @@ def test_a_search_finds_the_north_of_turned_panoramas(easy, tmp_path):
     shifted = train.main([*turned, "--search-north", "4"])
     assert train.main([*turned, "--search-north", "4", "--descriptors", str(out)]) == shifted
     assert trusted <= shifted["R@1"]
+
+
+@pytest.mark.parametrize(("model", "directions"), [(["--pool", "gap"], "1"), (["--regions", "2"], "2")])
+def test_saved_descriptors_are_searched_by_the_regions_they_have(easy, tmp_path, capfd, model, directions):
+    out = tmp_path / "run"
+    run = [arg for arg in flags(easy, out) if arg not in ("--dim", "256")]
+    train.main([*run, *ADAMW, *model, "--epochs", "1"])
+    found = train.main([*run, "-e", "--search-north", directions])
+    saved = [*run, "-e", "--descriptors", str(out)]
+    assert train.main([*saved, "--search-north", directions]) == found
+    with pytest.raises(SystemExit):
+        train.main([*saved, "--search-north", "4"])
+    assert f"give --search-north {directions}" in capfd.readouterr().err
+    (out / "args.json").unlink()
+    with pytest.raises(SystemExit):
+        train.main([*saved, "--search-north", directions])
+    assert "give --regions" in capfd.readouterr().err
+
+
+def test_freed_memory_is_kept_where_the_c_library_is_glibc():
+    libc = pytest.importorskip("ctypes").CDLL(None)
+    if not hasattr(libc, "mallopt"):
+        pytest.skip("not glibc")
+    keep_freed_memory()
+    assert all(libc.mallopt(parameter, value) == 1 for parameter, value in KEEP.items())
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import torch
 from utils.errors import UserError
 
 MODEL_OPTIONS = ("dataset", "arch", "pool", "regions", "share", "ground_size", "aerial_size")
+ONLY_TO_RESUME = ("optimizer", "sampler", "criterion", "online", "average_steps")
 ENCODERS = ("query_net", "reference_net")
 
 
@@ -87,7 +88,7 @@ def load_weights(model, path):
             f"{_some(misshapen)}; give the --arch, --pool and --share that it was trained with{_trained_with(state)}"
         )
     model.load_state_dict(weights)
-    return {k: v for k, v in state.items() if k not in ("state_dict", "optimizer", "sampler")}
+    return {k: v for k, v in state.items() if k not in ("state_dict", *ONLY_TO_RESUME)}
 
 
 def model_options(path):

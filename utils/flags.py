@@ -91,8 +91,8 @@ def _add_data(group):
         "--search-north",
         type=positive,
         metavar="N",
-        help="in evaluation, try N directions for each panorama and take the best: N / 4 times the forward passes "
-        "(4 shifts of a descriptor's regions need none), N times the comparisons (default: trust the panorama)",
+        help="in evaluation, try N directions for each panorama and take the best; N is a multiple of --regions R, "
+        "whose shifts stand for turns: N / R passes over the queries, N times the comparisons (default: none)",
     )
     group.add_argument(
         "--cache",
@@ -125,7 +125,7 @@ def _add_model(group):
     group.add_argument(
         "--pool",
         choices=("frm", "gap"),
-        help="frm: the Feature Recombination Module, four compass quadrants; gap: one global average (default: frm)",
+        help="frm: the Feature Recombination Module, compass regions; gap: one global average (default: frm)",
     )
     group.add_argument(
         "--regions",
@@ -274,7 +274,7 @@ def build_parser():
     _add_model(parser.add_argument_group("model"))
     add_loss(parser.add_argument_group("loss"))
     add_optimiser(parser.add_argument_group("optimiser and schedule"))
-    add_beyond(parser.add_argument_group("beyond the paper", "What later work showed to help; all off by default."))
+    add_beyond(parser.add_argument_group("beyond the paper", "From later work; all off by default."))
     _add_run(parser.add_argument_group("run"))
     _add_machine(parser.add_argument_group("device and processes"))
     return parser

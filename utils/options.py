@@ -50,8 +50,8 @@ def check(args):
     for flag in ("label_smoothing", "learn_temperature"):
         if getattr(args, flag) and args.loss != "wbl":
             raise UserError(f"--{flag.replace('_', '-')} belongs to --loss wbl, not {args.loss}; leave it out")
-    if args.learn_temperature and args.alpha == 0:
-        raise UserError("--learn-temperature cannot start from --alpha 0; give a number above 0")
+    if args.learn_temperature and args.alpha is not None and not 0 < args.alpha <= 100:
+        raise UserError(f"--learn-temperature cannot start from --alpha {args.alpha:g}; give a number up to 100, not 0")
     if args.layer_scale is not None and args.pretrained != "none":
         raise UserError("--layer-scale is for random weights; give --pretrained none with it, or leave it out")
     if args.resume is not None and args.evaluate:

@@ -68,14 +68,15 @@ def add_beyond(group):
         default=0.0,
         type=share,
         metavar="P",
-        help="blank this share of the patches, an eighth of the height each, of every training image (default: 0)",
+        help="blank each square patch of a training image, an eighth of its height a side, with probability P "
+        "(default: 0)",
     )
     group.add_argument(
         "--label-smoothing",
         default=0.0,
         type=share,
         metavar="E",
-        help="of the cross-entropy that WBL is (default: 0)",
+        help="smooth WBL's targets by this share, spread evenly over the tuple (default: 0)",
     )
     group.add_argument(
         "--learn-temperature", action="store_true", help="learn WBL's alpha, starting from --alpha, at most 100"
@@ -85,13 +86,14 @@ def add_beyond(group):
         default=0,
         type=natural,
         metavar="N",
-        help="in the first N epochs, take hard partners from the 100 places nearest on the map (default: 0)",
+        help="in the first N epochs, take hard partners from the 100 places nearest on the map, also without --mining, "
+        "where the data tell positions: VIGOR, CVACT, CVUSA with all.csv (default: 0)",
     )
     group.add_argument(
         "--ema",
         default=0.0,
         type=share,
         metavar="D",
-        help="evaluate and keep an exponential moving average of the weights, of this decay, reached after a warm-up "
-        "(default: 0, the weights themselves)",
+        help="evaluate and keep a moving average of the weights instead of the weights; D is its decay, e.g. 0.999 "
+        "(default: 0, none)",
     )

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.checkpoint import save_checkpoint
+from utils.checkpoint import ONLY_TO_RESUME, save_checkpoint
 from utils.errors import UserError
 from utils.logging import write_json
 
@@ -17,7 +17,6 @@ WRITTEN_BY_TRAINING = (
     "metrics.jsonl",
     "metrics.json",
 )
-ONLY_TO_RESUME = ("optimizer", "sampler", "criterion", "online", "average_steps")
 DESCRIPTOR_FILES = ("grd_global_descriptor.npy", "sat_global_descriptor.npy")  # of queries and gallery
 
 
@@ -47,6 +46,16 @@ class RunFiles:
             f"--save_path {self.folder} holds neither {self.best.name} nor {self.checkpoint.name} to evaluate; "
             "train first, put released weights there, or give --weights PATH"
         )
+
+    def model_options(self):
+        """{option: value} of how the folder's descriptors are made up, from its args.json; {} where there is none."""
+        try:
+            recorded = json.loads(self.args.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self.args} cannot be read ({error}); evaluate again, or give a whole folder") from error
+        return {name: recorded.get(name) for name in ("pool", "regions")}
 
     def open(self, fresh):
         """Make the folder; with `fresh`, move the files of an earlier training to previous-1, previous-2, ...
