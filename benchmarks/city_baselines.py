@@ -4,11 +4,12 @@
 A city worth training on cannot be solved by either. Run: python benchmarks/city_baselines.py data/city_cvusa
 """
 
-import argparse
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from utils.arguments import Parser
 
 BINS = 6  # per channel
 AERIAL_QUADRANTS = ((1, 0), (0, 0), (0, 1), (1, 1))  # SW, NW, NE, SE: (row half, column half), the order of the strips
@@ -88,7 +89,7 @@ def run(root, split="val", limit=500):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("root", help="folder of a city in the CVUSA layout")
     parser.add_argument("--split", default="val", choices=("train", "val"))
     parser.add_argument("--limit", type=int, default=500, help="size of the gallery (default: %(default)s)")

@@ -7,7 +7,6 @@
 memory map on disk (6 GB in --scratch). Memory is what an evaluation takes above the descriptors.
 """
 
-import argparse
 import sys
 import tempfile
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy as np
 import torch
 
 from benchmarks.measure import measured
+from utils.arguments import Parser
 from utils.metrics import rank_queries
 
 ON_DISK = 1_000_000
@@ -66,7 +66,7 @@ def draw(sizes, seconds, megabytes, out):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--largest", type=int, default=100_000)
     parser.add_argument("--queries", type=int, default=1_000)
     parser.add_argument("--dim", type=int, default=3_072)

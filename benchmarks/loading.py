@@ -8,7 +8,6 @@ float32 tensors on the CPU, in one process with one thread. "plain" decodes, res
 the published code does; the others must give the same numbers (scaled decoding: how far it is off).
 """
 
-import argparse
 import sys
 import tempfile
 from pathlib import Path
@@ -22,6 +21,7 @@ from torchvision import transforms
 from benchmarks.measure import in_turns
 from dataset import CVACT, CVUSA, VIGOR
 from dataset.city import write_city
+from utils.arguments import Parser
 from utils.halves import slices
 from utils.images import IMAGENET_MEAN, IMAGENET_STD, collate, to_device
 from utils.launch import keep_freed_memory
@@ -115,7 +115,7 @@ def run(pairs=24, rounds=3):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--pairs", type=int, default=24, help="pairs of each layout (default: 24)")
     args = parser.parse_args(argv)
     print(HEADER)

@@ -9,7 +9,6 @@ weights and images; "off by" compares AdamW's first moments after one step, whic
 the norm of their difference over their norm.
 """
 
-import argparse
 import copy
 import sys
 from pathlib import Path
@@ -23,6 +22,7 @@ from benchmarks.measure import in_turns, measured
 from criterion import SAM, WBLoss
 from model import FRGeo
 from train import train_step
+from utils.arguments import Parser
 from utils.launch import keep_freed_memory
 
 LR, DECAY, RHO = 1e-4, 0.03, 2.5
@@ -173,7 +173,7 @@ def growth(dataset, device, largest, out):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--batch", type=int, default=4, help="pairs (default: 4)")
     parser.add_argument("--dataset", default="cvusa", choices=("cvusa", "cvact", "vigor"), help="image sizes")
     parser.add_argument("--device", default="cpu")

@@ -7,11 +7,14 @@ Every pair is used for training and for validation: the smallest check that a mo
     python train.py --dataset cvusa --data-root OUT ...
 """
 
-import argparse
 import csv
 import shutil
 import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from utils.arguments import Parser
 
 FOLDERS = {"aerial": "bingmap/19", "ground": "streetview/panos"}
 
@@ -37,7 +40,7 @@ def arrange(table, out):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("table", help="CSV file, rows: aerial path, ground path (relative to it)")
     parser.add_argument("out", help="folder to write")
     args = parser.parse_args(argv)

@@ -4,7 +4,6 @@
 python scripts/check_data.py --dataset vigor --data-root DIR [--labels corrected] [--no-images]
 """
 
-import argparse
 import sys
 import time
 from pathlib import Path
@@ -13,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
+from utils.arguments import Parser
 from utils.errors import UserError
 
 # Ground resolution of the tiles in metres per pixel (VIGOR paper; corrected: SliceMatch).
@@ -92,7 +92,7 @@ def check_one_to_one(args):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--dataset", required=True, choices=("cvusa", "cvact", "vigor", "pairs"))
     parser.add_argument("--data-root", required=True)
     parser.add_argument("--labels", default="original", choices=("original", "corrected"), help="VIGOR's labels")

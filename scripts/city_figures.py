@@ -4,7 +4,6 @@
 Run: python scripts/city_figures.py --out images   (writes city_pairs.jpg and city_map.jpg)
 """
 
-import argparse
 import json
 import sys
 import tempfile
@@ -19,6 +18,7 @@ from dataset.city import City, region_raster, render_aerial, write_city
 from dataset.city.plan import PANORAMA
 from dataset.city.style import VIGOR_STYLES
 from dataset.city.vigor import METRES_PER_PIXEL, PIXELS, STEP, choose_panoramas, make_grid
+from utils.arguments import Parser
 
 HEIGHT, GAP, TITLE = 164, 6, 30  # pixels, on the page of pairs
 GROUND_WIDTH = HEIGHT * 1232 // 224
@@ -118,7 +118,7 @@ def draw_map(seed, index, tiles=196, panoramas=200, size=1400):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--out", default="images", help="folder for the figures (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
