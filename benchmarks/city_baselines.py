@@ -4,10 +4,13 @@
 A city worth training on cannot be solved by either. Run: python benchmarks/city_baselines.py data/city_cvusa
 """
 
+import sys
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from utils.arguments import Parser
 
