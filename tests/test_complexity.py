@@ -71,7 +71,7 @@ def test_table_and_plot(tmp_path, capsys, monkeypatch):
     ("flags", "words"),
     [
         ("--arch nothing", "has no network of this name"),
-        ("--arch test_convnext --aerial-size 32 32", "cannot be cut into four quadrants"),
+        ("--arch test_convnext --aerial-size 32 32", "cannot be cut into quadrants"),
         ("--runs 0", "not a whole number of at least 1"),
         ("--dataset pairs", "invalid choice"),
     ],
