@@ -50,7 +50,7 @@ def draw(histories):
     from matplotlib.lines import Line2D
     from matplotlib.ticker import MaxNLocator
 
-    figure, (loss, similarity, recall) = plt.subplots(1, 3, figsize=(12.5, 3.9))
+    figure, (loss, similarity, recall) = plt.subplots(1, 3, figsize=(12.5, 3.9), sharex=True)
     for number, history in enumerate(histories.values()):
         colour = f"C{number}"
         loss.plot(*curve(history, "loss"), color=colour, **marked(history, "loss"))
