@@ -31,7 +31,7 @@ from scripts.report import spread
 from utils.arguments import Parser, mistakes_told, natural, positive
 from utils.errors import UserError
 from utils.launch import cores
-from utils.logging import progress_bar
+from utils.logging import progress_bar, write_json
 
 SHOWN = ("R@1", "R@5", "R@10")  # in the table; the first alone where there are several data sets
 TRAIN = Path(__file__).resolve().parents[1] / "train.py"
@@ -92,7 +92,7 @@ def train(run, out, threads):
         raise UserError(f"{run.data}, {run.variant}, seed {run.seed} ended with code {code}: {''.join(told[-1:])}")
     for large in ("checkpoint.pth.tar", "model_best.pth.tar"):
         (folder / large).unlink(missing_ok=True)
-    (folder / "grid.json").write_text(json.dumps(run.flags), encoding="utf-8")
+    write_json(folder / "grid.json", run.flags)  # whole at once: another thread may be reading
 
 
 def collect(runs, out):
