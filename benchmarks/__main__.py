@@ -41,7 +41,7 @@ def measure_all(scale, device):
         print(line, flush=True)
     for line in mining.run(scale, device):
         print(line, flush=True)
-    batch = 4 if device == "cpu" else 32
+    batch = 8 if device == "cpu" else 32
     print("\n" + step.HEADER.format(batch=batch, dataset="CVUSA"))
     for line in step.run(batch, device=device, compiled=device == "cuda"):
         print(line, flush=True)

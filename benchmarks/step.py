@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """One training step of FRGeo (ConvNeXt-T, WBL, ASAM): as published, and here in float32, bfloat16 and compiled.
 
-    python -m benchmarks.step [--batch 4] [--dataset cvusa|vigor] [--device cpu|cuda] [--compile] [--growth OUT]
+    python -m benchmarks.step [--batch 8] [--dataset cvusa|vigor] [--device cpu|cuda] [--compile] [--growth OUT]
 
 As published: channels-first activations with a permutation around every block's LayerNorm and linear layers, a norm
 written out in the downsampling layers, one operation per tensor in ASAM and AdamW, float32. Both start from the same
@@ -129,7 +129,7 @@ def make(dataset, batch, device):
     return model, [torch.randn(batch, 3, *size, device=device) for size in sizes]
 
 
-def run(batch=4, dataset="cvusa", device="cpu", compiled=False, rounds=2):
+def run(batch=8, dataset="cvusa", device="cpu", compiled=False, rounds=2):
     """Lines of the table."""
     keep_freed_memory()  # for both, as train.py does
     model, images = make(dataset, batch, device)
@@ -174,7 +174,7 @@ def growth(dataset, device, largest, out):
 
 def main(argv=None):
     parser = Parser(__doc__)
-    parser.add_argument("--batch", type=int, default=4, help="pairs (default: 4)")
+    parser.add_argument("--batch", type=int, default=8, help="pairs (default: 8)")
     parser.add_argument("--dataset", default="cvusa", choices=("cvusa", "cvact", "vigor"), help="image sizes")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--compile", action="store_true", help="also the compiled step")

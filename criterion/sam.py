@@ -44,21 +44,27 @@ class SAM(torch.optim.Optimizer):
     @torch.no_grad()
     def first_step(self, zero_grad=False):
         """Climb from w to w + e."""
-        climbs, scaled = [], []  # per group: (parameters, T^2 g) and T g
+        climbs, scaled = [], []  # per group: (group, parameters, T g); T g of all groups
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
             if not params or group["rho"] == 0:  # nothing to climb, and no part of the norm
                 continue
-            direction = [p.grad for p in params]
-            size = torch._foreach_abs(params) if group["adaptive"] else None
-            tg = torch._foreach_mul(size, direction) if size else direction
-            climbs.append((params, torch._foreach_mul(size, tg) if size else direction, group["rho"]))
+            tg = [p.grad for p in params]
+            if group["adaptive"]:  # w g is |w| g but for the sign: the norm is the same, and so is T^2 g = w (w g)
+                tg = torch._foreach_mul(params, tg)
+            climbs.append((group, params, tg))
             scaled += tg
-        self._origin = [(params, [p.clone() for p in params]) for params, _, _ in climbs]
+        self._origin = [(params, [p.clone() for p in params]) for _, params, _ in climbs]
         if scaled:
             norm = get_total_norm(scaled) + NORM_EPS
-            for params, direction, rho in climbs:
-                torch._foreach_add_(params, torch._foreach_mul(direction, rho / norm))
+            for group, params, climb in climbs:
+                scale = group["rho"] / norm
+                if group["adaptive"]:
+                    torch._foreach_mul_(climb, params)
+                    torch._foreach_mul_(climb, scale)
+                else:  # the gradients themselves, which stay as they are
+                    climb = torch._foreach_mul(climb, scale)
+                torch._foreach_add_(params, climb)
         if zero_grad:
             self.zero_grad()
 

@@ -234,6 +234,8 @@ class PairDataset(Dataset, ABC):
         return crop_field_of_view(panorama, 360, self._turn) if self._turn else panorama
 
     def _disturb(self, image, seed):
+        if not (self.colour_jitter or self.patch_dropout):
+            return image
         generator = np.random.default_rng(seed)
         if self.colour_jitter:
             image = jitter_colours(image, self.colour_jitter, generator)

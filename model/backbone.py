@@ -13,6 +13,7 @@ import torch
 from timm.models import load_state_dict
 from torch import nn
 
+from model.depthwise import DepthwiseConv2d
 from utils.errors import UserError
 from utils.paper import TRANSGEO_ARCH
 
@@ -46,6 +47,7 @@ class Backbone(nn.Module):
         super().__init__()
         net = _create(arch, image_size, pretrained, any_size, layer_scale)
         norm = _final_norm(net)
+        DepthwiseConv2d.adopt(net)
         net.prune_intermediate_layers(1, prune_norm=True, prune_head=True)
         for name in ("head", "fc_norm", "head_drop", "attn_pool"):
             if isinstance(getattr(net, name, None), nn.Module):

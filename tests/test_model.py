@@ -3,9 +3,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from criterion import WBLoss
 from model import FeatureRecombination, FRGeo
+from model.depthwise import DepthwiseConv2d
 from utils.errors import UserError
 from utils.paper import TRANSGEO_ARCH
 
@@ -277,3 +279,41 @@ def test_compiled_encoders_give_the_same_gradients_and_keys():
     for a, b in zip(plain, gradients(model, images), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
     assert list(model.state_dict()) == keys
+
+
+def test_bfloat16_gradients_are_near_those_of_float32():
+    model = small(layer_scale=0.5)
+    assert sum(type(m) is DepthwiseConv2d for m in model.modules()) > 4
+    images = torch.randn(4, 3, 32, 128), torch.randn(4, 3, 64, 64)
+    plain = torch.cat([g.flatten() for g in gradients(model, images)])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = torch.cat([g.flatten() for g in gradients(model, images)])
+        model.tune(compiled=True, backend="aot_eager")
+        compiled = torch.cat([g.flatten() for g in gradients(model, images)])
+    assert 1e-4 < (half - plain).norm() / plain.norm() < 0.05
+    assert (compiled - half).norm() / plain.norm() < 0.05
+
+
+@pytest.mark.parametrize("options", [{"padding": 3}, {"stride": 2, "bias": False, "dilation": 2}])
+def test_depthwise_weight_gradients_are_summed_in_float32(options):
+    torch.manual_seed(0)
+    conv = nn.Conv2d(8, 8, 7, groups=8, **options)
+    net = nn.Sequential(conv)
+    DepthwiseConv2d.adopt(net)
+    x = torch.randn(5, 8, 16, 20).to(torch.bfloat16).requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = net(x)
+    assert y.dtype == torch.bfloat16
+    grad = torch.randn_like(y)
+    y.backward(grad)
+    # float64, from what bfloat16 leaves of inputs, weights and gradients
+    other = nn.Conv2d(8, 8, 7, groups=8, **options).double()
+    other.load_state_dict({name: value.bfloat16().double() for name, value in conv.state_dict().items()})
+    exact = x.detach().double().requires_grad_()
+    true = other(exact)
+    true.backward(grad.double())
+    torch.testing.assert_close(y.double(), true, rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(x.grad.double(), exact.grad, rtol=1e-2, atol=1e-2)
+    for a, b in zip(conv.parameters(), other.parameters(), strict=True):
+        assert a.grad.dtype == torch.float32
+        torch.testing.assert_close(a.grad.double(), b.grad, rtol=1e-5, atol=1e-5)
