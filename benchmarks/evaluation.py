@@ -52,8 +52,9 @@ def plain_ranks(query, reference, labels):
 
 
 def run(scale="small", device="cpu", dim=3072, rounds=3):
-    """Lines of the table."""
-    return [compare(name, scale, device, dim, rounds) for name in ("trained", "untrained")]
+    """Lines of the table, as they come."""
+    for name in ("trained", "untrained"):
+        yield compare(name, scale, device, dim, rounds)
 
 
 def compare(name, scale, device, dim, rounds):

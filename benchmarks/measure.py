@@ -61,7 +61,7 @@ def print_table(doc, sizes, run, argv=None):
         device = choose_device(args.device).type
         print(HEADER)
         for line in run(args.scale, device):
-            print(line)
+            print(line, flush=True)
 
 
 def say(text):

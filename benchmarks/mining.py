@@ -49,8 +49,9 @@ def plain_lists(ground, aerial):
 
 
 def run(scale="small", device="cpu", dim=3072, rounds=2):
-    """Lines of the table."""
-    return [compare(name, scale, device, dim, rounds) for name in ("trained", "untrained")]
+    """Lines of the table, as they come."""
+    for name in ("trained", "untrained"):
+        yield compare(name, scale, device, dim, rounds)
 
 
 def compare(name, scale, device, dim, rounds):

@@ -10,6 +10,7 @@ matplotlib.use("Agg")  # figures go to files; no display is needed
 
 import numpy as np
 
+from utils.arguments import natural, positive
 from utils.errors import UserError
 from utils.run_files import DESCRIPTOR_FILES, RunFiles, read_rows
 
@@ -92,6 +93,32 @@ def run_names(folders, given=None):
     if len(given) != len(folders) or len(set(given)) < len(given):
         raise UserError(f"--names gives {', '.join(given)} for {len(folders)} run(s); give each a name of its own")
     return given
+
+
+def add_query_flags(parser, count):
+    """Flags of a page that shows some queries, read by `chosen_queries`; `count` is the default of --count."""
+    parser.add_argument("--queries", nargs="+", type=natural, metavar="ROW", help="rows of the queries to show, from 0")
+    parser.add_argument(
+        "--count",
+        type=positive,
+        default=count,
+        help=f"queries to draw by chance where none are named (default: {count})",
+    )
+    parser.add_argument("--seed", type=natural, default=0, help="of that draw (default: 0)")
+
+
+def chosen_queries(args, total):
+    """List of the rows to show out of `total` queries.
+
+    Raises:
+        UserError: one of --queries is not among them.
+    """
+    if args.queries is None:
+        generator = np.random.default_rng(args.seed)
+        return np.sort(generator.choice(total, min(args.count, total), replace=False)).tolist()
+    if max(args.queries) >= total:
+        raise UserError(f"--queries {max(args.queries)} is not a query; there are {total}, counted from 0")
+    return args.queries
 
 
 def load_descriptors(folder):

@@ -15,14 +15,15 @@ dotted lines are the borders of FRM's quadrants.
 
 import sys
 from copy import copy
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from scripts.figures import load_model, run_names, save_figure
-from utils.arguments import Parser, mistakes_told, natural, positive
+from scripts.figures import add_query_flags, chosen_queries, load_model, run_names, save_figure
+from utils.arguments import Parser, mistakes_told
 from utils.errors import UserError
 
 SHOWN_HEIGHT = 256  # pixels of a panorama on the page
@@ -158,34 +159,17 @@ def draw_row(axes, pictured, label, turned, heats=None):
     axes[0].set_ylabel(label, fontsize=8.5)
 
 
-def choose(args):
-    """The function that gives the rows to show out of the number of queries. It raises UserError."""
-
-    def rows(total):
-        if args.queries is None:
-            return np.sort(
-                np.random.default_rng(args.seed).choice(total, min(args.count, total), replace=False)
-            ).tolist()
-        if max(args.queries) >= total:
-            raise UserError(f"--queries {max(args.queries)} is not a query; there are {total}, counted from 0")
-        return args.queries
-
-    return rows
-
-
 def main(argv=None):
     parser = Parser(__doc__)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of trained runs, on the same data")
     parser.add_argument("--names", nargs="+", help="names of the runs (default: the folders')")
     parser.add_argument("--data-root", help="folder of the data (default: the one each run was given)")
-    parser.add_argument("--queries", nargs="+", type=natural, metavar="ROW", help="rows of the queries to show")
-    parser.add_argument("--count", type=positive, default=4, help="queries to draw by chance (default: 4)")
-    parser.add_argument("--seed", type=natural, default=0, help="of that draw (default: 0)")
+    add_query_flags(parser, 4)
     parser.add_argument("--out", type=Path, help="where to write, without ending (default: heatmap in the last folder)")
     args = parser.parse_args(argv)
     with mistakes_told("plot_heatmap.py"):
         names = run_names(args.runs, args.names)
-        found = [attend_queries(folder, args.data_root, choose(args)) for folder in args.runs]
+        found = [attend_queries(folder, args.data_root, partial(chosen_queries, args)) for folder in args.runs]
         options, rows, _ = found[-1]
         for (other, _, _), folder in zip(found, args.runs, strict=True):
             if (other.dataset, other.cross) != (options.dataset, options.cross):

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Draw retrieval examples and the recall curve of an evaluated run.
 
-    python scripts/plot_retrieval.py SAVE_PATH [--data-root DIR] [--queries 6] [--failures]
+    python scripts/plot_retrieval.py SAVE_PATH [--data-root DIR] [--queries ROW ... | --failures]
 
 Reads what `train.py ... -e` left in SAVE_PATH: the descriptors, metrics.json and args.json. Writes, into SAVE_PATH or
 --out, retrieval.png (each query with its five most similar aerial images, the true one framed red, VIGOR's
@@ -15,17 +15,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from scripts.figures import GREEN, GREY, RED, load_evaluation, save_figure
-from utils.arguments import Parser, mistakes_told, positive
+from scripts.figures import GREEN, GREY, RED, add_query_flags, chosen_queries, load_evaluation, save_figure
+from utils.arguments import Parser, mistakes_told
 
 TOP = 5
-
-
-def choose(ranks, count, failures, seed):
-    """Queries to show: the worst ranked ones, or a random draw."""
-    if failures:
-        return np.argsort(-ranks, kind="stable")[:count]
-    return np.sort(np.random.default_rng(seed).choice(len(ranks), min(count, len(ranks)), replace=False))
 
 
 def draw_examples(q, r, query, reference, shown, ranks):
@@ -89,16 +82,16 @@ def main(argv=None):
     parser.add_argument("save_path", type=Path, help="folder of a run evaluated with -e")
     parser.add_argument("--data-root", help="folder of the data (default: the one the run was given)")
     parser.add_argument("--out", type=Path, help="folder to write to (default: SAVE_PATH)")
-    parser.add_argument("--queries", type=positive, default=6, help="rows of the page (default: 6)")
-    parser.add_argument("--failures", action="store_true", help="show the queries whose positive is ranked worst")
-    parser.add_argument("--seed", type=int, default=0, help="of the draw of queries (default: 0)")
+    parser.add_argument("--failures", action="store_true", help="show the --count queries with the worst ranks")
+    add_query_flags(parser, 6)
     args = parser.parse_args(argv)
     with mistakes_told("plot_retrieval.py"):
         from utils.metrics import positive_ranks
 
         q, r, query, reference = load_evaluation(args.save_path, args.data_root)
         ranks = positive_ranks(q, r, query.labels)
-        shown = choose(ranks, args.queries, args.failures, args.seed)
+        worst = np.argsort(-ranks, kind="stable")[: args.count]
+        shown = worst.tolist() if args.failures else chosen_queries(args, len(ranks))
         out = args.out or args.save_path
         save_figure(draw_examples(q, r, query, reference, shown, ranks), out / "retrieval")
         save_figure(draw_recall(ranks, len(r), f"FRGeo, {query.name} {query.split}"), out / "recall")

@@ -290,9 +290,16 @@ def test_mistakes_with_curves(tmp_path, capsys):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_retrieval_examples(runs, layout, tmp_path):
-    plot_retrieval.main([str(runs[layout]), "--queries", "2", "--failures", "--out", str(tmp_path)])
-    written(tmp_path / "retrieval")
+    plot_retrieval.main([str(runs[layout]), "--count", "2", "--failures", "--out", str(tmp_path)])
+    two = written(tmp_path / "retrieval")
     written(tmp_path / "recall")
+    plot_retrieval.main([str(runs[layout]), "--queries", "5", "1", "3", "--out", str(tmp_path)])
+    assert written(tmp_path / "retrieval").shape[0] > two.shape[0]
+
+
+def test_retrieval_refuses_queries_that_are_not_there(runs, tmp_path, capsys):
+    error = refused(plot_retrieval.main, capsys, runs["cvusa"], "--queries", "0", "99", "--out", str(tmp_path))
+    assert "--queries 99 is not a query" in error and not list(tmp_path.iterdir())
 
 
 def test_retrieval_refuses_other_data(runs, roots, tmp_path, capsys):
