@@ -40,7 +40,7 @@ def measure(count, queries, dim, folder):
     """Seconds and MB of an evaluation with that many gallery items."""
     reference = gallery(count, dim, folder)
     labels = np.random.default_rng(0).integers(0, count, queries)
-    positives = torch.from_numpy(np.array(reference[labels], dtype=np.float32))
+    positives = torch.from_numpy(np.asarray(reference[labels], dtype=np.float32))
     query = positives + 5 * torch.randn(queries, dim, generator=torch.Generator().manual_seed(1))
     best = min((measured(lambda: rank_queries(query, reference, labels)) for _ in range(2)), key=lambda m: m.seconds)
     return best.seconds, best.megabytes
