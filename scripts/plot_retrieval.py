@@ -93,7 +93,7 @@ def main(argv=None):
         worst = np.argsort(-ranks, kind="stable")[: args.count]
         shown = worst.tolist() if args.failures else chosen_queries(args, len(ranks))
         out = args.out or args.save_path
-        save_figure(draw_examples(q, r, query, reference, shown, ranks), out / "retrieval")
+        save_figure(draw_examples(q, r, query, reference, shown, ranks), out / "retrieval", dpi=100)
         save_figure(draw_recall(ranks, len(r), f"FRGeo, {query.name} {query.split}"), out / "recall")
 
 

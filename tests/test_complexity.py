@@ -22,6 +22,12 @@ def test_published_numbers_within_one_percent(dataset, arch, gmacs):
     if arch == "convnext_tiny":
         assert found.parameters / 1e6 == pytest.approx(55.64, rel=0.01)
         assert found.ground == (found.aerial if dataset == "cvusa" else 2 * found.aerial)
+        assert found.attention == 0
+    else:  # published of FRM and WBL on it: 44 M, 11.0; its products are left out of the latter
+        assert found.parameters / 1e6 == pytest.approx(44, rel=0.02)
+        assert (found.macs - found.attention) / 1e9 == pytest.approx(11.0, rel=0.02)
+        tokens, width, blocks = 8 * 32 + 2, 384, 12
+        assert found.attention == 2 * blocks * 2 * tokens**2 * width  # two views, q k and then v
 
 
 @pytest.mark.parametrize("pool", ["frm", "gap"])
@@ -61,7 +67,7 @@ def test_table_and_plot(tmp_path, capsys, monkeypatch):
         float(word.strip("()")) for word in first["ms per pair (fastest to slowest)"].replace("to", "").split()
     )
     assert 0 < fastest <= milliseconds <= slowest
-    assert len(head) == 10 and "multiply-adds" in out and "Left out" in out
+    assert len(head) == 11 and "multiply-adds" in out and "Left out" in out
     with Image.open(tmp_path / "new" / "bubbles.png") as image:
         assert image.width > 800
     assert (tmp_path / "new" / "bubbles.pdf").read_bytes().startswith(b"%PDF")
