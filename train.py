@@ -36,6 +36,9 @@ from utils.seeding import loader_generator, seed_process, seed_worker, set_kerne
 
 log = logging.getLogger(__name__)
 
+# What a resumed run cannot change: it stands in the optimiser's state, or in the mining memory.
+KEPT = ("dataset", "cross", "vigor_cities", "op", "asam", "rho", "weight_decay", "momentum", "learn_temperature", "ema")
+
 
 def main(argv=None):
     """Run train.py with the given arguments (default: the command line's).
@@ -79,8 +82,7 @@ def run(args, device):
     state = load_checkpoint(source) if source else None
     taken = settle_model_options(args, model_options(state) if state else {})
     if args.seed is None:
-        stored = (state or {}).get("args", {}).get("seed") if args.resume else None
-        args.seed = distributed.broadcast_object(secrets.randbelow(2**31) if stored is None else stored)
+        args.seed = distributed.broadcast_object(settle_seed(args, state))
     datasets = build_datasets(args, pixels=True)
 
     set_kernels(args.deterministic, args.tf32)
@@ -99,7 +101,8 @@ def run(args, device):
 
     # Every mistake that can be seen at the start has been told by now; from here on files are written.
     if distributed.is_main():
-        files.open(fresh=not (args.evaluate or args.resume))
+        own = args.resume is not None and args.resume.resolve().parent == args.save_path.resolve()
+        files.open(fresh=not (args.evaluate or own))
     distributed.barrier()
     start_logging(args.save_path)
     log_setup(recorded(args), device, model, datasets, taken)
@@ -111,13 +114,22 @@ def run(args, device):
     return train(model, datasets, training, args, device, files)
 
 
+def settle_seed(args, state):
+    """The seed where none is given: the checkpoint's to resume or to evaluate it, so that angles of view stay."""
+    if args.resume or args.evaluate:
+        stored = (state.get("args") or {}).get("seed")
+        if stored is not None or args.evaluate:
+            return stored or 0
+    return secrets.randbelow(2**31)
+
+
 def rescore(args, device, files):
     """Metrics of descriptors that an earlier evaluation has written; no model is built."""
     made_with = RunFiles(args.descriptors).model_options()
     if args.search_north and not made_with and args.regions is None:
         raise UserError(
-            f"--search-north has to know the regions of the descriptors, and {args.descriptors} holds no args.json; "
-            "give --regions"
+            f"--search-north has to know the regions of the descriptors, and no metrics.json or args.json in "
+            f"{args.descriptors} tells them; give --regions"
         )
     settle_model_options(args, made_with)
     _, query, reference = datasets = build_datasets(args)
@@ -174,9 +186,10 @@ def prepare_training(args, model, train_set, device, state):
                 f"--resume {args.resume} holds weights only (a best model, or a released file); to start from them "
                 f"give --weights {args.resume}"
             )
-        for name in ("op", "learn_temperature", "ema"):
-            given, trained = getattr(args, name), state["args"].get(name) or False
-            if (given or False) != trained:
+        for name in KEPT:
+            given = getattr(args, name)
+            trained = state["args"].get(name, given)
+            if (given or None) != (trained or None):
                 flag = "--" + name.replace("_", "-")
                 raise UserError(
                     f"{flag} is {given}, {args.resume} was trained with {trained}; resume as it was trained"

@@ -12,7 +12,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils.arguments import Parser
+from utils.arguments import Parser, mistakes_told, positive
 
 BINS = 6  # per channel
 AERIAL_QUADRANTS = ((1, 0), (0, 0), (0, 1), (1, 1))  # SW, NW, NE, SE: (row half, column half), the order of the strips
@@ -95,9 +95,10 @@ def main(argv=None):
     parser = Parser(__doc__)
     parser.add_argument("root", help="folder of a city in the CVUSA layout")
     parser.add_argument("--split", default="val", choices=("train", "val"))
-    parser.add_argument("--limit", type=int, default=500, help="size of the gallery (default: %(default)s)")
+    parser.add_argument("--limit", type=positive, default=500, help="size of the gallery (default: %(default)s)")
     args = parser.parse_args(argv)
-    results, count = run(args.root, args.split, args.limit)
+    with mistakes_told("city_baselines.py"):
+        results, count = run(args.root, args.split, args.limit)
     print(f"R@1 in a gallery of {count} (chance {100 / count:.1f} %):")
     for name, value in results.items():
         print(f"  {name:<48s} {value:5.1f} %")

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 
 from benchmarks.measure import measured
-from utils.arguments import Parser
+from utils.arguments import Parser, mistakes_told, positive
+from utils.errors import UserError
 from utils.metrics import rank_queries
 
 ON_DISK = 1_000_000
@@ -67,23 +68,26 @@ def draw(sizes, seconds, megabytes, out):
 
 def main(argv=None):
     parser = Parser(__doc__)
-    parser.add_argument("--largest", type=int, default=100_000)
-    parser.add_argument("--queries", type=int, default=1_000)
-    parser.add_argument("--dim", type=int, default=3_072)
+    parser.add_argument("--largest", type=positive, default=100_000)
+    parser.add_argument("--queries", type=positive, default=1_000)
+    parser.add_argument("--dim", type=positive, default=3_072)
     parser.add_argument("--scratch", help="folder for galleries on disk (default: the system's)")
     parser.add_argument("--out", type=Path, help="write the plot to OUT.png and OUT.pdf")
     args = parser.parse_args(argv)
-    sizes = [n for n in (1_000, 3_000, 10_000, 30_000, 100_000, 300_000, 1_000_000) if n <= args.largest]
-    print(f"| gallery ({args.queries:,} queries) | seconds | MB above the descriptors |\n|---|---|---|")
-    seconds, megabytes = [], []
-    with tempfile.TemporaryDirectory(dir=args.scratch) as folder:
-        for count in sizes:
-            taken = measure(count, args.queries, args.dim, Path(folder))
-            seconds.append(taken[0])
-            megabytes.append(taken[1])
-            print(f"| {count:,} | {taken[0]:.2f} | {taken[1]:,.0f} |", flush=True)
-    if args.out:
-        draw(sizes, seconds, megabytes, args.out)
+    with mistakes_told("python -m benchmarks.growth"):
+        sizes = [n for n in (1_000, 3_000, 10_000, 30_000, 100_000, 300_000, 1_000_000) if n <= args.largest]
+        if not sizes:
+            raise UserError(f"--largest {args.largest} leaves nothing to measure; give at least 1000")
+        print(f"| gallery ({args.queries:,} queries) | seconds | MB above the descriptors |\n|---|---|---|")
+        seconds, megabytes = [], []
+        with tempfile.TemporaryDirectory(dir=args.scratch) as folder:
+            for count in sizes:
+                taken = measure(count, args.queries, args.dim, Path(folder))
+                seconds.append(taken[0])
+                megabytes.append(taken[1])
+                print(f"| {count:,} | {taken[0]:.2f} | {taken[1]:,.0f} |", flush=True)
+        if args.out:
+            draw(sizes, seconds, megabytes, args.out)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from torchvision import transforms
 from benchmarks.measure import in_turns
 from dataset import CVACT, CVUSA, VIGOR
 from dataset.city import write_city
-from utils.arguments import Parser
+from utils.arguments import Parser, mistakes_told, positive
 from utils.halves import slices
 from utils.images import IMAGENET_MEAN, IMAGENET_STD, collate, to_device
 from utils.launch import keep_freed_memory
@@ -116,11 +116,12 @@ def run(pairs=24, rounds=3):
 
 def main(argv=None):
     parser = Parser(__doc__)
-    parser.add_argument("--pairs", type=int, default=24, help="pairs of each layout (default: 24)")
+    parser.add_argument("--pairs", type=positive, default=24, help="pairs of each layout (default: 24)")
     args = parser.parse_args(argv)
-    print(HEADER)
-    for line in run(args.pairs):
-        print(line)
+    with mistakes_told("python -m benchmarks.loading"):
+        print(HEADER)
+        for line in run(args.pairs):
+            print(line)
 
 
 if __name__ == "__main__":

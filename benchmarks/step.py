@@ -22,8 +22,8 @@ from benchmarks.measure import in_turns, measured
 from criterion import SAM, WBLoss
 from model import FRGeo
 from train import train_step
-from utils.arguments import Parser
-from utils.launch import keep_freed_memory
+from utils.arguments import Parser, mistakes_told, positive
+from utils.launch import choose_device, keep_freed_memory
 
 LR, DECAY, RHO = 1e-4, 0.03, 2.5
 HEADER = "| a step of {batch} {dataset} pairs | time | memory | faster | off by |\n|---|---|---|---|---|"
@@ -174,18 +174,20 @@ def growth(dataset, device, largest, out):
 
 def main(argv=None):
     parser = Parser(__doc__)
-    parser.add_argument("--batch", type=int, default=8, help="pairs (default: 8)")
+    parser.add_argument("--batch", type=positive, default=8, help="pairs (default: 8)")
     parser.add_argument("--dataset", default="cvusa", choices=("cvusa", "cvact", "vigor"), help="image sizes")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--compile", action="store_true", help="also the compiled step")
     parser.add_argument("--growth", type=Path, metavar="OUT", help="instead, the step over batches up to --batch")
     args = parser.parse_args(argv)
-    if args.growth:
-        growth(args.dataset, args.device, args.batch, args.growth)
-        return
-    print(HEADER.format(batch=args.batch, dataset=args.dataset.upper()))
-    for line in run(args.batch, args.dataset, args.device, args.compile):
-        print(line)
+    with mistakes_told("python -m benchmarks.step"):
+        device = choose_device(args.device).type
+        if args.growth:
+            growth(args.dataset, device, args.batch, args.growth)
+            return
+        print(HEADER.format(batch=args.batch, dataset=args.dataset.upper()))
+        for line in run(args.batch, args.dataset, device, args.compile):
+            print(line)
 
 
 if __name__ == "__main__":

@@ -15,11 +15,12 @@ def build_loss(args, share, world_size):
     """The loss over tuples that `args` asks for.
 
     Args:
-        args: parsed options: loss, alpha, label_smoothing, learn_temperature, tuple_size, gather.
+        args: parsed options: loss, alpha, label_smoothing, learn_temperature, tuple_size, gather, mining,
+            coordinate_mining.
         share: pairs of one process.
 
     Raises:
-        UserError: the tuple size does not divide what one loss can see, or leaves no negatives.
+        UserError: the tuple size does not divide what one loss can see, leaves no negatives, or parts mined pairs.
     """
     scale = {} if args.alpha is None else {"alpha": args.alpha}
     if args.loss == "wbl":
@@ -34,6 +35,10 @@ def build_loss(args, share, world_size):
         raise UserError(
             f"--tuple-size {size} does not divide the {visible} pairs that one loss sees (--batch-size "
             f"{share * world_size} on {world_size} process(es)); give a divisor of at least 2"
+        )
+    if size is not None and size % 2 and size < visible and (args.mining or args.coordinate_mining):
+        raise UserError(
+            f"--tuple-size {size} would part an anchor from its mined partner; give an even divisor of {visible}"
         )
     return TupleLoss(loss, size, gather)
 

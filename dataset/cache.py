@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from utils.errors import UserError
-from utils.logging import write_json
+from utils.writing import write_json
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +101,7 @@ class _Store:
         self.folder.mkdir(parents=True, exist_ok=True)
         listing = self.folder / "names.json"
         with _locked(self.folder / "lock"):
-            known = json.loads(listing.read_text(encoding="utf-8")) if listing.exists() else []
+            known = _read_names(listing) if listing.exists() else []
             self.slots = {name: slot for slot, name in enumerate(known)}
             for name in names:
                 self.slots.setdefault(name, len(self.slots))
@@ -152,6 +152,13 @@ class _Store:
 
     def __getstate__(self):
         return self.__dict__ | {"_open": None}
+
+
+def _read_names(path):
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} of --cache is damaged ({error}); remove its folder, to be made again") from error
 
 
 def _fits(record, size, mtime):

@@ -260,11 +260,13 @@ class _Batch:
         return "random" if any(self.add(int(item)) for item in self.generator.permutation(items)) else "short"
 
     def by_process(self, world_size, partners):
-        """(batch_size,) panoramas, process after process: its anchors, then their own partners."""
+        """(batch_size,) panoramas, process after process: anchors each followed by its partner, then anchors without.
+
+        So a tuple of fewer pairs than a process has, if their number is even, holds the partners of its anchors.
+        """
         panoramas = np.array(self.panoramas)
         anchors = len(panoramas) - world_size * partners
-        shares = (
-            panoramas[:anchors].reshape(world_size, -1),
-            panoramas[anchors:].reshape(world_size, partners),
-        )
-        return np.concatenate(shares, axis=1).ravel()
+        own = panoramas[:anchors].reshape(world_size, -1)
+        mined = panoramas[anchors:].reshape(world_size, partners)
+        pairs = np.stack([own[:, :partners], mined], axis=2).reshape(world_size, 2 * partners)
+        return np.concatenate([pairs, own[:, partners:]], axis=1).ravel()

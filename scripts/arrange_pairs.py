@@ -46,7 +46,7 @@ def main(argv=None):
     args = parser.parse_args(argv)
     try:
         count = arrange(args.table, args.out)
-    except (OSError, KeyError) as error:
+    except (OSError, KeyError, UnicodeDecodeError, csv.Error) as error:
         sys.exit(parser.error(f"the pairs cannot be arranged: {error}"))
     print(f"{count} pairs in {args.out}")
 

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# What later work showed to help, beyond the paper: each flag against the paper's recipe at equal cost (but one), on the procedural
-# city in VIGOR's layout, cross-area, three seeds each. (Semi-positives are never used as negatives, in any row.)
+# What later work showed to help, beyond the paper: each flag against the paper's recipe at equal cost (but one), on the
+# procedural city in VIGOR's layout, cross-area, three seeds each. Two rows show what the others already have: a loss over
+# the whole batch (on several processes: --gather), and semi-positives that are never negatives.
 #
 #   bash scripts/beyond.sh            sizes for 2 cores without a GPU (an hour)
 #   bash scripts/beyond.sh --full     ConvNeXt-T at the paper's image sizes, for a GPU
@@ -25,6 +26,7 @@ make_vigor
 grid --name beyond --data "$cross" \
     --variant "$base" \
     --variant "$gathered" \
+    --variant "semi-positives may be negatives=--op adamw --mining --vigor-guard release" \
     --variant "label smoothing 0.1=--op adamw --mining --label-smoothing 0.1" \
     --variant "learned temperature=--op adamw --mining --learn-temperature" \
     --variant "mirror and quarter turns=--op adamw --mining --augment" \

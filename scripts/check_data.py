@@ -4,6 +4,7 @@
 python scripts/check_data.py --dataset vigor --data-root DIR [--labels corrected] [--no-images]
 """
 
+import json
 import sys
 import time
 from pathlib import Path
@@ -12,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from utils.arguments import Parser
+from utils.arguments import Parser, mistakes_told
 from utils.errors import UserError
 
 # Ground resolution of the tiles in metres per pixel (VIGOR paper; corrected: SliceMatch).
@@ -26,11 +27,12 @@ EARTH_RADIUS = 6_378_137.0  # metres, WGS 84
 def label_errors(data):
     """(N, 4) pixels between each label's camera position and the one the coordinates in the file names give."""
     errors = np.empty(data.tiles.shape)
-    cache = {}
+    cache, record = {}, data.root / "city.json"  # a procedural city has one resolution, and tells it
+    told = json.loads(record.read_text(encoding="utf-8"))["metres_per_pixel"] if record.is_file() else None
     for i, (panorama, tiles) in enumerate(zip(data.ground, data.tiles, strict=True)):
         city = _city(panorama)
         _, lat, lng, _ = panorama.rsplit("/", 1)[1].split(",")
-        metres = RESOLUTION[data.label_version][city]
+        metres = told or RESOLUTION[data.label_version][city]
         for column, tile in enumerate(tiles):
             if tile not in cache:
                 cache[tile] = tuple(map(float, data.aerial[tile].rsplit("/", 1)[1][: -len(".png")].split("_")[1:]))
@@ -53,7 +55,7 @@ def check_vigor(args):
     for city in VIGOR_CITIES:
         try:
             for split in VIGOR.splits:
-                VIGOR(args.data_root, split, labels=args.labels, cities=(city,), check_files=False)
+                VIGOR(args.data_root, split, labels=args.labels, area=(city,), check_files=False)
             there.append(city)
         except UserError as error:
             print(f"{city}: {str(error).splitlines()[0]}")
@@ -61,7 +63,7 @@ def check_vigor(args):
         raise UserError(f"--data-root {args.data_root} holds no city's {args.labels} same-area labels")
     started = time.perf_counter()
     splits = [
-        VIGOR(args.data_root, split, labels=args.labels, cities=tuple(there), check_files=not args.no_images)
+        VIGOR(args.data_root, split, labels=args.labels, area=tuple(there), check_files=not args.no_images)
         for split in VIGOR.splits
     ]
     seconds = time.perf_counter() - started
@@ -69,6 +71,9 @@ def check_vigor(args):
         left = "" if args.no_images else f", {data.missing} left out (files missing)"
         print(f"{data.split}: {len(data.ground)} panoramas of {', '.join(there)}, {len(data.aerial)} tiles{left}")
     print(f"read in {seconds:.1f} s")
+    if any(data.positions is None for data in splits):
+        print("file names hold no coordinates: the labels cannot be compared with them")
+        return
     errors = np.concatenate([label_errors(data) for data in splits])
     worst, share = errors.max(), 100 * np.mean(errors <= 6)
     print(f"labels against coordinates: median {np.median(errors):.1f} px, worst {worst:.1f} px, ", end="")
@@ -98,11 +103,8 @@ def main(argv=None):
     parser.add_argument("--labels", default="original", choices=("original", "corrected"), help="VIGOR's labels")
     parser.add_argument("--no-images", action="store_true", help="look at the lists only")
     args = parser.parse_args(argv)
-    try:
+    with mistakes_told("check_data.py"):
         check_vigor(args) if args.dataset == "vigor" else check_one_to_one(args)
-    except UserError as error:
-        print(f"check_data.py: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
 
 
 if __name__ == "__main__":

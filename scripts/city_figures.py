@@ -18,7 +18,7 @@ from dataset.city import City, region_raster, render_aerial, write_city
 from dataset.city.plan import PANORAMA
 from dataset.city.style import VIGOR_STYLES
 from dataset.city.vigor import METRES_PER_PIXEL, PIXELS, STEP, choose_panoramas, make_grid
-from utils.arguments import Parser
+from utils.arguments import Parser, mistakes_told, natural
 
 HEIGHT, GAP, TITLE = 164, 6, 30  # pixels, on the page of pairs
 GROUND_WIDTH = HEIGHT * 1232 // 224
@@ -120,12 +120,13 @@ def draw_map(seed, index, tiles=196, panoramas=200, size=1400):
 def main(argv=None):
     parser = Parser(__doc__)
     parser.add_argument("--out", default="images", help="folder for the figures (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=natural, default=0)
     args = parser.parse_args(argv)
     out = Path(args.out)
-    out.mkdir(parents=True, exist_ok=True)
-    draw_pairs(args.seed).save(out / "city_pairs.jpg", quality=88)
-    draw_map(args.seed, index=1).save(out / "city_map.jpg", quality=85)
+    with mistakes_told("city_figures.py"):
+        out.mkdir(parents=True, exist_ok=True)
+        draw_pairs(args.seed).save(out / "city_pairs.jpg", quality=88)
+        draw_map(args.seed, index=1).save(out / "city_map.jpg", quality=85)
     print(f"Wrote {out / 'city_pairs.jpg'} and {out / 'city_map.jpg'}.")
 
 

@@ -72,11 +72,13 @@ def require(folder, names, hint):
 
 def run_options(folder, data_root=None):
     """The options of a run from its args.json, completed with train.py's defaults, set to evaluate."""
-    from utils.flags import build_parser
+    from utils.flags import DATASETS, build_parser
 
     recorded = read_json(Path(folder) / "args.json")
     if not isinstance(recorded, dict) or "dataset" not in recorded:
         raise UserError(f"{Path(folder) / 'args.json'} names no dataset; give the folder of a run of train.py")
+    if recorded["dataset"] not in DATASETS:
+        raise UserError(f"{Path(folder) / 'args.json'} names {recorded['dataset']!r}; expected {', '.join(DATASETS)}")
     options = vars(build_parser().parse_args([])) | recorded | {"evaluate": True}
     return SimpleNamespace(**options | {"data_root": data_root or recorded.get("data_root"), "cache": None})
 

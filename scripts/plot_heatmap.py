@@ -156,7 +156,12 @@ def draw_row(axes, pictured, label, turned, heats=None):
         if heat is None and view == "ground" and not turned:
             axis.set_xticks(np.arange(5) / 4 * width - 0.5, list("SWNES"), fontsize=8)
             axis.tick_params(length=0, pad=1, top=False, labeltop=True, labelbottom=False)
-    axes[0].set_ylabel(label, fontsize=8.5)
+    axes[0].set_ylabel("\n".join(shorten(line, 24) for line in label.split("\n")), fontsize=8.5)
+
+
+def shorten(text, most):
+    """The text, its middle left out where it is longer than `most`."""
+    return text if len(text) <= most else f"{text[: most // 2 - 1]} … {text[-(most // 2 - 2) :]}"
 
 
 def main(argv=None):

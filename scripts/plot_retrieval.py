@@ -68,8 +68,9 @@ def draw_recall(ranks, gallery, name):
     for line, cut in enumerate(sorted(cut for cut in cuts if cut <= gallery)):
         value = 100 * np.mean(ranks < cut)
         axis.plot(cut, value, "o", color=RED, markersize=4)
-        below = (6, -11 - 9 * (line % 2))  # in two lines: 5 and 10 stand close together
-        axis.annotate(f"{cuts[cut]} {value:.1f}", (cut, value), below, textcoords="offset points", fontsize=8)
+        shift = 9 * (line % 2)  # in two lines: 5 and 10 stand close together
+        beside = (6, -11 - shift if value > 20 else 5 + shift)  # below the curve, above where it lies on the axis
+        axis.annotate(f"{cuts[cut]} {value:.1f}", (cut, value), beside, textcoords="offset points", fontsize=8)
     axis.set(xscale="log", xlabel=f"k, of a gallery of {gallery:,}", ylabel="recall@k (%)", ylim=(0, 103))
     axis.grid(alpha=0.3)
     axis.legend(loc="lower right")

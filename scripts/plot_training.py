@@ -73,8 +73,12 @@ def draw(histories):
     similarity.legend(handles=[styled(style, label) for _, style, label in SIMILARITIES], fontsize=9, frameon=False)
     recall.legend(handles=[styled(style, key, marker) for key, style, marker in RECALLS], fontsize=9, frameon=False)
     handles = [Line2D([], [], color=f"C{n}", linewidth=2.5, label=name) for n, name in enumerate(histories)]
-    figure.tight_layout(rect=(0, 0, 1, 0.93))
-    figure.legend(handles=handles, loc="upper center", ncols=len(handles), frameon=False, fontsize=10)
+    longest = max(len(name) for name in histories)
+    columns = max(1, min(len(handles), 150 // (longest + 6)))  # that the page is wide
+    lines = -(-len(handles) // columns)
+    figure.set_figheight(figure.get_figheight() + 0.2 * (lines - 1))
+    figure.tight_layout(rect=(0, 0, 1, 1 - (0.1 + 0.2 * lines) / figure.get_figheight()))
+    figure.legend(handles=handles, loc="upper center", ncols=columns, frameon=False, fontsize=10)
     return figure
 
 

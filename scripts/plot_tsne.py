@@ -30,9 +30,11 @@ from scripts.figures import (
     unit,
 )
 from scripts.tsne import tsne
-from utils.arguments import Parser, mistakes_told, positive
+from utils.arguments import Parser, mistakes_told, natural, positive
 from utils.errors import UserError
 from utils.run_files import read_rows
+
+QUERIES = 128  # compared with the gallery at once
 
 
 class Paired(NamedTuple):
@@ -87,8 +89,10 @@ def pairing(paired):
     query, reference, labels = paired
     ranks = positive_ranks(query, reference, labels)
     true = np.linalg.norm(query - reference[labels], axis=1).mean()
-    every = np.mean([np.sqrt(np.maximum(2 - 2 * reference @ q, 0)).mean() for q in query])
-    return ranks, float(true / every)
+    total = 0.0
+    for part in np.array_split(query, -(-len(query) // QUERIES)):
+        total += np.sqrt(np.maximum(2 - 2 * part @ reference.T, 0)).sum(dtype=np.float64)
+    return ranks, float(true / (total / (len(query) * len(reference))))
 
 
 def draw_pairs(paired, count, seed):
@@ -147,7 +151,7 @@ def main(argv=None):
     parser.add_argument("--data-root", help="folder of the data, which only VIGOR needs (default: the run's)")
     parser.add_argument("--pairs", type=positive, default=100, help="pairs to draw, at most 1000 (default: 100)")
     parser.add_argument("--perplexity", type=positive, default=15, help="neighbours that count (default: 15)")
-    parser.add_argument("--seed", type=int, default=0, help="of the draw of pairs (default: 0)")
+    parser.add_argument("--seed", type=natural, default=0, help="of the draw of pairs (default: 0)")
     parser.add_argument("--out", type=Path, help="where to write, without ending (default: tsne in the first folder)")
     args = parser.parse_args(argv)
     with mistakes_told("plot_tsne.py"):

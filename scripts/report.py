@@ -105,6 +105,10 @@ def read_result(path):
         raise UserError(f"{path} or its args.json cannot be read ({error}); evaluate the run again") from error
     if not (isinstance(options, dict) and isinstance(metrics, dict) and {"R@1", "dataset", "split"} <= metrics.keys()):
         raise UserError(f"{path} holds no evaluation (R@1, dataset, split); expected a metrics.json of train.py")
+    counts = [metrics.get(name, 1) for name in ("queries", "gallery")]
+    numbers = [v for k, v in metrics.items() if k.startswith(("R@", "Hit"))]
+    if not (all(isinstance(v, int | float) for v in numbers) and all(isinstance(v, int) and v > 0 for v in counts)):
+        raise UserError(f"{path} holds measures that are no numbers; evaluate the run again")
     return Result(path, metrics, options)
 
 

@@ -19,7 +19,7 @@ import shlex
 import statistics
 import subprocess
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import NamedTuple
@@ -31,7 +31,8 @@ from scripts.report import spread
 from utils.arguments import Parser, mistakes_told, natural, positive
 from utils.errors import UserError
 from utils.launch import cores
-from utils.logging import progress_bar, write_json
+from utils.logging import progress_bar
+from utils.writing import write_json
 
 SHOWN = ("R@1", "R@5", "R@10")  # in the table; the first alone where there are several data sets
 TRAIN = Path(__file__).resolve().parents[1] / "train.py"
@@ -60,20 +61,27 @@ class Run(NamedTuple):
 
 def named(text):
     """ "name=flags" -> (name, [flag, ...])."""
-    name, sign, flags = text.partition("=")
+    name, sign, given = text.partition("=")
     if not sign or not name.strip():
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME=FLAGS")
-    return name.strip(), shlex.split(flags)
+    return name.strip(), flags(given)
+
+
+def flags(text):
+    """ "--a 1 --b 'two words'" -> [flag, ...]."""
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} cannot be read as flags ({error})") from error
 
 
 def grid(args):
     """All runs, every variant of the first seed first: an interrupted grid can be compared."""
-    common = shlex.split(args.common)
     return [
-        Run(data, variant, seed, [*common, *data_flags, *flags, "--seed", str(seed)])
+        Run(data, variant, seed, [*args.common, *data_flags, *own, "--seed", str(seed)])
         for seed in args.seeds
         for data, data_flags in args.data
-        for variant, flags in args.variant
+        for variant, own in args.variant
     ]
 
 
@@ -160,6 +168,12 @@ def _slug(name):
 
 def run_grid(args):
     runs = grid(args)
+    twice = [folder for folder, count in Counter(run.folder(args.out) for run in runs).items() if count > 1]
+    if twice:
+        raise UserError(
+            f"two runs would share {twice[0]}; give data and variants names that differ in letters or digits, and "
+            "each seed once"
+        )
     args.out.mkdir(parents=True, exist_ok=True)
     waiting = [run for run in runs if run.metrics(args.out) is None]
     print(f"{len(runs)} runs, {len(runs) - len(waiting)} finished before; {args.jobs} at a time")
@@ -183,7 +197,7 @@ def parse(argv=None):
     parser.add_argument("--out", required=True, type=Path, help="folder of the runs and the results")
     parser.add_argument("--data", required=True, type=named, action="append", metavar="NAME=FLAGS")
     parser.add_argument("--variant", required=True, type=named, action="append", metavar="NAME=FLAGS")
-    parser.add_argument("--common", default="", metavar="FLAGS", help="flags of all runs")
+    parser.add_argument("--common", default=[], type=flags, metavar="FLAGS", help="flags of all runs")
     parser.add_argument("--name", default="grid", help="of the files of results (default: grid)")
     parser.add_argument("--seeds", type=natural, nargs="+", default=[0, 1, 2])
     parser.add_argument("--jobs", type=positive, default=1, help="runs at a time; they share the cores (default: 1)")

@@ -16,6 +16,10 @@ if [ -z "$PYTHON" ]; then
     exit 2
 fi
 if ! satisfied "$PYTHON"; then
+    if [ ! -x .venv/bin/python ] && ! "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 10))'; then
+        echo "$("$PYTHON" -V) is too old; install or activate Python 3.10 or newer." >&2
+        exit 2
+    fi
     if ! satisfied .venv/bin/python; then
         echo "Setting up .venv with $requirements (torch is some GB; this takes minutes, once)."
         [ -x .venv/bin/python ] || "$PYTHON" -m venv .venv || {

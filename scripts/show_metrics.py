@@ -8,6 +8,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from scripts.report import read_result
 from utils.arguments import Parser, mistakes_told
+from utils.errors import UserError
 
 HIT = ("Hit", "Hit (top-1 covers)")
 
@@ -36,6 +37,8 @@ def main(argv=None):
     args = parser.parse_args(argv)
     with mistakes_told("show_metrics.py"):
         record = read_result(args.save_path / "metrics.json").metrics
+        if not {"queries", "gallery"} <= record.keys():
+            raise UserError(f"{args.save_path}: metrics.json tells neither queries nor gallery; evaluate the run again")
     print(f"{record['dataset']} {record['split']}: {record['queries']} queries, gallery of {record['gallery']}\n")
     print(table(record))
 

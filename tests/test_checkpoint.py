@@ -79,9 +79,12 @@ def test_files_that_are_no_checkpoint_are_told(tmp_path):
     torch.save([1, 2], tmp_path / "list.pth.tar")
     with pytest.raises(UserError, match="holds a list"):
         load_checkpoint(tmp_path / "list.pth.tar")
-    torch.save({"epoch": 1}, tmp_path / "empty.pth.tar")
-    with pytest.raises(UserError, match="holds no weights"):
-        load_weights(FRGeo(**SMALL), tmp_path / "empty.pth.tar")
+    for content in ({"epoch": 1}, {"state_dict": 5}, {"state_dict": {"w": "text"}}):
+        torch.save(content, tmp_path / "empty.pth.tar")
+        with pytest.raises(UserError, match="holds no weights"):
+            load_weights(FRGeo(**SMALL), tmp_path / "empty.pth.tar")
+    with pytest.raises(UserError, match="does not fit this model"):
+        load_weights(FRGeo(**SMALL), {1: torch.ones(1)})
 
 
 class Evil:
@@ -109,3 +112,4 @@ def test_a_kill_while_writing_leaves_the_last_file_whole(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         save_checkpoint(path, epoch=2, state_dict={"w": torch.zeros(3)})
     assert load_checkpoint(path)["epoch"] == 1
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]  # half a file would fill the disk further

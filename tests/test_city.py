@@ -3,6 +3,8 @@
 import errno
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +24,9 @@ from dataset.city import (
     write_city,
 )
 from dataset.city.layouts import TILE
+from dataset.city.places import choose_places
 from dataset.city.style import TOWN
+from dataset.city.writing import write_image
 from scripts.make_city import main
 
 DIRECTIONS = {"south-west": (-1, -1), "north-west": (-1, 1), "north-east": (1, 1), "south-east": (1, -1)}  # strips 1..4
@@ -307,3 +311,28 @@ def test_a_full_disk_leaves_nothing_that_looks_complete(tmp_path, capsys, monkey
     monkeypatch.setattr(os, "replace", replace)
     assert main(options) == 0
     assert "city.json" in files_of(tmp_path / "c")
+
+
+def test_an_image_that_only_half_fits_is_not_kept(tmp_path):
+    """Pillow alone takes no notice where the last of its writes falls short."""
+    pixels = np.random.default_rng(0).integers(0, 255, (64, 64, 3)).astype(np.uint8)
+    write_image(tmp_path / "whole.jpg", pixels)
+    size = (tmp_path / "whole.jpg").stat().st_size
+    code = (
+        "import resource, signal, numpy as np; from pathlib import Path; "
+        "from dataset.city.writing import write_image; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({size - 10}, {size - 10})); "
+        "pixels = np.random.default_rng(0).integers(0, 255, (64, 64, 3)).astype(np.uint8); "
+        f"write_image(Path({str(tmp_path)!r}) / 'half.jpg', pixels)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    assert done.returncode != 0 and "OSError" in done.stderr
+    assert os.listdir(tmp_path) == ["whole.jpg"]
+
+
+def test_jittered_test_tiles_overlap_no_training_tile():
+    city, away = City(0, 0, TOWN), 18.0
+    places = choose_places(city, {"train": 900, "test": 300}, TILE, away)
+    train, test = (np.array([(p.x, p.y) for p in places[name]]) for name in ("train", "test"))
+    apart = np.abs(train[:, None] - test[None]).max(axis=2)
+    assert apart.min() >= TILE + 2 * away

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -227,3 +228,33 @@ def test_ctrl_c_ends_with_one_line_and_a_way_to_go_on(roots, tmp_path, more):
     assert error.startswith(f"train.py: interrupted; go on with --resume {tmp_path}/checkpoint.pth.tar\n")
     assert "Traceback" not in error
     assert load_checkpoint(tmp_path / "checkpoint.pth.tar")["epoch"] >= 2
+
+
+def test_a_killed_parent_takes_its_processes_with_it(roots, tmp_path):
+    more = [*ASAM, *TWO, "--epochs", "99999", "--print-freq", "1"]
+    run = subprocess.Popen(
+        [sys.executable, str(REPO / "train.py"), *flags(roots["cvusa"], tmp_path, *more)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    for line in run.stdout:
+        if "epoch 2 step" in line:
+            break
+    run.kill()  # as a scheduler does: the processes cannot be told
+    rest = run.stdout.read()  # ends when the last process that holds it has gone
+    assert run.wait(timeout=60) == -signal.SIGKILL
+    assert rest.count("epoch") < 500
+
+
+def test_a_mistake_that_one_process_finds_ends_with_one_sentence(roots, tmp_path, capfd):
+    """A damaged image lies in one process's share; the other fails for want of it."""
+    broken = tmp_path / "data"
+    shutil.copytree(roots["cvusa"], broken)
+    first = sorted((broken / "streetview" / "panos").iterdir())[5]
+    first.write_bytes(b"no image")
+    for attempt in range(2):
+        with pytest.raises(SystemExit) as stop:
+            train.main(flags(broken, tmp_path / f"r{attempt}", *ASAM, *TWO))
+        assert stop.value.code == 2
+        error = capfd.readouterr().err
+        assert f"{first} cannot be read as an image" in error and "Traceback" not in error

@@ -61,10 +61,21 @@ def test_a_run_that_fails_is_named(stub, tmp_path, capsys):
     assert "City A, base, seed 4 ended with code 1: train.py: --op broken is not known" in error
 
 
-def test_mistakes_are_told(tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("more", "variants", "words"),
+    [
+        ([], ["base"], "'base' is not NAME=FLAGS"),
+        ([], ["FRM +=", "FRM -=--pool gap"], "two runs would share"),
+        (["--seeds", "1", "1"], ["base="], "two runs would share"),
+        (["--common", "'open"], ["base="], "cannot be read as flags"),
+        (["--out", "/proc/nowhere"], ["base="], "/proc/nowhere"),
+    ],
+)
+def test_mistakes_are_told(tmp_path, capsys, more, variants, words):
     with pytest.raises(SystemExit) as stop:
-        run_grid.main(flags(tmp_path, variants=("base",)))
-    assert stop.value.code == 2 and "'base' is not NAME=FLAGS" in capsys.readouterr().err
+        run_grid.main(flags(tmp_path, *more, variants=variants))
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and words in error and error.count("\n") == 1
 
 
 @pytest.mark.parametrize("more", [(), ("--full",)])
@@ -93,8 +104,8 @@ def test_what_goes_beyond_the_paper_costs_the_same(folder, more):  # noqa: F811
     base = rows.pop(runs[0].variant)
     assert all(row["cross"] and row["mining"] for row in rows.values())
     flags = ["label_smoothing", "learn_temperature", "augment", "colour_jitter", "patch_dropout", "coordinate_mining"]
-    for flag in [*flags, "ema", "tuple_size", "arch"]:
-        assert not base[flag] or flag in ("arch", "tuple_size")
+    for flag in [*flags, "ema", "tuple_size", "arch", "vigor_guard"]:
+        assert not base[flag] or flag in ("arch", "tuple_size", "vigor_guard")
         assert sum(row[flag] != base[flag] for row in rows.values()) == 1
     fewer = {"resnet10t": 4, "convnext_small": 2}
     assert all(row["epochs"] == base["epochs"] // fewer.get(row["arch"], 1) for row in rows.values())

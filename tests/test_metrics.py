@@ -249,3 +249,15 @@ def test_read_only_memory_maps_are_scored_as_they_are(tmp_path):
     np.save(tmp_path / "r.npy", reference.astype(np.float16))
     mapped = np.load(tmp_path / "r.npy", mmap_mode="r")
     assert retrieval_metrics(query, mapped, labels) == retrieval_metrics(query, np.array(mapped), labels)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_tensors_are_scored_like_arrays_and_left_as_they_are(dtype):
+    rng = np.random.default_rng(1)
+    reference = rng.standard_normal((60, 8)) * rng.uniform(0.1, 9, (60, 1))
+    query, labels = reference + rng.standard_normal((60, 8)), np.arange(60)
+    sides = [torch.tensor(x, dtype=dtype) for x in (query, reference)]
+    before = [x.clone() for x in sides]
+    expected = retrieval_metrics(*(x.numpy().copy() for x in sides), labels)
+    assert retrieval_metrics(*sides, labels) == retrieval_metrics(*sides, labels) == expected
+    assert all(torch.equal(a, b) for a, b in zip(sides, before, strict=True))

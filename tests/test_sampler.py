@@ -102,11 +102,11 @@ def test_half_of_a_mined_batch_are_hard_partners_on_the_same_process(share, worl
     partners = share // 2
     for sampler in samplers:
         for own in sampler:
-            anchors, mined = own[: share - partners], own[share - partners :]
-            assert all(m in hard[a] for a, m in zip(anchors, mined, strict=False))
+            assert len(own) == share
+            assert all(m in hard[a] for a, m in zip(own[: 2 * partners : 2], own[1 : 2 * partners : 2], strict=True))
     assert samplers[0].counts == {"mined": partners * world * (200 // batch), "random": 0, "short": 0}
     # hard partners are harder than random pairs
-    pairs = [(o[i], o[share - partners + i]) for o in samplers[0] for i in range(partners)]
+    pairs = [(own[2 * i], own[2 * i + 1]) for own in samplers[0] for i in range(partners)]
     assert np.mean([similarity[a, m] for a, m in pairs]) > similarity.mean() + similarity.std() / 2
 
 
@@ -229,3 +229,20 @@ def test_bfloat16_finds_the_rows_of_spread_descriptors_itself(monkeypatch):
     rows = F.normalize(torch.randn(3000, 12, generator=g) @ torch.randn(12, 400, generator=g), dim=1)
     monkeypatch.setattr(neighbours, "_plain", None)
     assert nearest_rows(UnitRows(rows), UnitRows(rows), 20, fast=True).shape == (3000, 20)
+
+
+@pytest.mark.parametrize(("batch", "world", "size"), [(32, 1, 16), (32, 2, 8), (16, 1, 8), (10, 2, 5), (18, 1, 6)])
+def test_mined_pairs_share_a_tuple(batch, world, size, monkeypatch):
+    """Each item is hard for one other: a tuple must hold both, or the pair is never compared."""
+    count = 64
+    monkeypatch.setattr(MiningSampler, "_hard_negatives", lambda self, items, _: {i: [i ^ 1] for i in items})
+    samplers = [MiningSampler(one_to_one(count), batch, 1, True, DIM, rank, world) for rank in range(world)]
+    together = 0
+    for sampler in samplers:
+        sampler.plan(0)
+        feed(sampler)
+        sampler.plan(1)
+        for own in sampler:
+            tuples = [set(own[start : start + size]) for start in range(0, len(own), size)]
+            together += sum(item ^ 1 in part for part in tuples for item in part) // 2
+    assert together >= samplers[0].counts["mined"] > 10

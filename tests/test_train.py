@@ -134,6 +134,8 @@ def test_saved_descriptors_are_searched_by_the_regions_they_have(easy, tmp_path,
         train.main([*saved, "--search-north", "4"])
     assert f"give --search-north {directions}" in capfd.readouterr().err
     (out / "args.json").unlink()
+    assert train.main([*saved, "--search-north", directions]) == found  # metrics.json tells as well
+    (out / "metrics.json").unlink()
     with pytest.raises(SystemExit):
         train.main([*saved, "--search-north", directions])
     assert "give --regions" in capfd.readouterr().err

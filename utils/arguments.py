@@ -19,11 +19,15 @@ class Parser(argparse.ArgumentParser):
 
 @contextmanager
 def mistakes_told(program, interrupted="interrupted"):
-    """Turn a `UserError` into one sentence on stderr and exit code 2, Ctrl-C into `interrupted` and 130."""
+    """Turn a `UserError`, or a file that cannot be used, into one sentence and exit code 2, Ctrl-C into `interrupted`
+    and 130."""
     try:
         yield
     except UserError as error:
         print(f"{program}: {error.sentence()}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except OSError as error:
+        print(f"{program}: {error}; give another file or folder", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print(f"{program}: {interrupted}", file=sys.stderr)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from utils.errors import UserError
+from utils.writing import whole_file
 
 MODEL_OPTIONS = ("dataset", "arch", "pool", "regions", "share", "ground_size", "aerial_size")
 ONLY_TO_RESUME = ("optimizer", "sampler", "criterion", "online", "average_steps")
@@ -21,12 +22,13 @@ def save_checkpoint(path, **state):
     The file is written under another name, flushed to disk, and renamed over the old one.
     """
     path = Path(path)
-    partial = path.with_name(path.name + ".partial")
-    with open(partial, "wb") as file:
-        torch.save(state, file)
+    with whole_file(path) as file:
+        try:
+            torch.save(state, file)
+        except RuntimeError as error:  # PyTorch's words where a full disk has cut its file short
+            raise error.__context__ if isinstance(error.__context__, OSError) else error from None
         file.flush()
         os.fsync(file.fileno())
-    os.replace(partial, path)
     folder = os.open(path.parent, os.O_RDONLY)  # the rename itself reaches the disk
     try:
         os.fsync(folder)
@@ -69,7 +71,8 @@ def load_weights(model, path):
     state = path if isinstance(path, dict) else load_checkpoint(path)
     name = "the checkpoint" if isinstance(path, dict) else str(path)
     weights = state.get("state_dict", state)
-    weights = {key.removeprefix("module."): value for key, value in weights.items()}
+    weights = weights if isinstance(weights, dict) else {}
+    weights = {str(key).removeprefix("module."): value for key, value in weights.items()}
     if not any(isinstance(value, torch.Tensor) for value in weights.values()):
         raise UserError(f"{name} holds no weights; expected a checkpoint with a state_dict")
     if any(".downsample_layers." in key for key in weights):

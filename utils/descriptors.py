@@ -45,7 +45,7 @@ class Descriptors:
             inverse = square.rsqrt()
             self.inverse_norm[start : start + len(block)] = inverse
             if spread < COLLAPSED:  # one pair of rows that differ is enough
-                block *= inverse[:, None]
+                block = block * inverse[:, None]  # not in place: the rows may be the caller's
                 first = block[0].clone() if first is None else first
                 spread = max(spread, float((block - first).abs().max()))
         if self.rows > 1 and spread < COLLAPSED:

@@ -109,9 +109,13 @@ def record(metrics, datasets, args, files, weights, epoch, started, descriptors=
         "orientation": query.orientation,
         "weights": str(weights),
         "epoch": epoch,
+        "pool": args.pool,
+        "regions": args.regions,
     }
     if args.dataset == "vigor":
         told["labels"] = args.vigor_labels
+    if query.orientation == "unknown" and args.seed is not None:
+        told["seed"] = args.seed  # of the angles
     if args.search_north:
         told["search_north"] = args.search_north
     files.write_evaluation(metrics | told, descriptors)

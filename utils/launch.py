@@ -5,6 +5,8 @@ import logging
 import os
 import signal
 import sys
+import threading
+from multiprocessing import connection, parent_process
 
 import torch
 import torch.multiprocessing as mp
@@ -39,8 +41,8 @@ def launch(function, args):
     try:
         while not running.join():
             pass
-    except mp.ProcessExitedException:
-        if told.empty():
+    except (mp.ProcessExitedException, mp.ProcessRaisedException):
+        if told.empty():  # else the others fell with the one that has told why
             raise
     except KeyboardInterrupt:
         for process in running.processes:
@@ -129,11 +131,27 @@ def _in_group(function, args, url, rank, world, local_rank, here):
 def _child(local_rank, function, args, url, node, nodes, here, told):
     """One process of this node; what it has to tell goes to the parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     rank = node * here + local_rank
+
+    def telling(args, device):
+        """Say what is wrong before the group is left: the others fail as soon as this process has gone."""
+        try:
+            return function(args, device)
+        except UserError as error:
+            told.put(("error", error.sentence()))
+            sys.exit(2)
+
     try:
-        result = _in_group(function, args, url, rank, nodes * here, local_rank, here)
-    except UserError as error:
+        result = _in_group(telling, args, url, rank, nodes * here, local_rank, here)
+    except UserError as error:  # of the group itself
         told.put(("error", error.sentence()))
         sys.exit(2)
     if rank == 0:
         told.put(("result", result))
+
+
+def _end_with_parent():
+    """A parent that is killed takes its processes with it, wherever they are."""
+    connection.wait([parent_process().sentinel])
+    os._exit(1)

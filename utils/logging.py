@@ -4,6 +4,7 @@ import json
 import logging
 import platform
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from tqdm import tqdm
@@ -21,6 +22,14 @@ class _Screen(logging.StreamHandler):
         tqdm.write(self.format(record), file=self.stream)
 
 
+class _LogFile(logging.FileHandler):
+    """log.txt; lines that a full disk refuses are on the screen, and what is saved next tells of it."""
+
+    def handleError(self, record):  # noqa: N802, logging's own name
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+
 def start_logging(save_path=None):
     """Log to the screen and, with `save_path`, to its log.txt (appended). Ranks other than 0 only warn."""
     root = logging.getLogger()
@@ -28,7 +37,7 @@ def start_logging(save_path=None):
     level = logging.INFO if distributed.is_main() else logging.WARNING
     handlers = [_Screen(sys.stdout)]
     if save_path is not None and distributed.is_main():
-        handlers.append(logging.FileHandler(Path(save_path) / "log.txt", encoding="utf-8"))
+        handlers.append(_LogFile(Path(save_path) / "log.txt", encoding="utf-8"))
     for handler in handlers:
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
         handler.frgeo = True
@@ -42,7 +51,8 @@ def stop_logging():
     root = logging.getLogger()
     for handler in [h for h in root.handlers if getattr(h, "frgeo", False)]:
         root.removeHandler(handler)
-        handler.close()
+        with suppress(OSError):  # a full disk has been told of by now
+            handler.close()
 
 
 def progress_bar(iterable=None, label="", total=None, leave=False):
@@ -68,14 +78,6 @@ def versions():
 def describe_metrics(metrics):
     """ "R@1 97.06 · R@5 99.25 ..." of a metrics dict."""
     return " · ".join(f"{name} {value:.2f}" for name, value in metrics.items())
-
-
-def write_json(path, content):
-    """Write JSON so that a reader never sees half of it."""
-    path = Path(path)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(content, indent=2, sort_keys=False) + "\n", encoding="utf-8")
-    partial.replace(path)
 
 
 def log_setup(options, device, model, datasets, taken):

@@ -64,8 +64,9 @@ def check(args):
         raise UserError("--descriptors and --weights both say what to evaluate; give one of them")
     if args.nprocs is not None and not args.multiprocessing_distributed:
         raise UserError("--nprocs needs --multiprocessing-distributed; add it or leave --nprocs out")
-    if args.world_size > 1 and not 0 <= args.rank < args.world_size:
-        raise UserError(f"--rank {args.rank} is not a node of --world-size {args.world_size}; give 0 to N - 1")
+    nodes = max(1, args.world_size)
+    if not (0 if args.world_size > 1 else -1) <= args.rank < nodes:
+        raise UserError(f"--rank {args.rank} is not a node of --world-size {nodes}; give 0 to {nodes - 1}")
     if args.world_size > 1 and args.dist_url is None:
         raise UserError("several nodes need --dist-url tcp://HOST:PORT of node 0, the same on all")
     return args

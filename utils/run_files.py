@@ -1,13 +1,16 @@
 """The files of a run in --save_path, named once."""
 
 import json
+import math
+import zipfile
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
 from utils.checkpoint import ONLY_TO_RESUME, save_checkpoint
 from utils.errors import UserError
-from utils.logging import write_json
+from utils.writing import save_array, write_json, write_text
 
 WRITTEN_BY_TRAINING = (
     "checkpoint.pth.tar",
@@ -48,14 +51,19 @@ class RunFiles:
         )
 
     def model_options(self):
-        """{option: value} of how the folder's descriptors are made up, from its args.json; {} where there is none."""
-        try:
-            recorded = json.loads(self.args.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return {}
-        except (OSError, ValueError) as error:
-            raise UserError(f"{self.args} cannot be read ({error}); evaluate again, or give a whole folder") from error
-        return {name: recorded.get(name) for name in ("pool", "regions")}
+        """{option: value} of how the folder's descriptors are made up: as their evaluation noted, else the run's
+        args.json; {} where neither tells."""
+        for path in (self.metrics, self.args):
+            try:
+                recorded = json.loads(path.read_text(encoding="utf-8"))
+                found = {name: recorded.get(name) for name in ("pool", "regions")}
+            except FileNotFoundError:
+                continue
+            except (OSError, ValueError, AttributeError) as error:
+                raise UserError(f"{path} cannot be read ({error}); evaluate again, or give a whole folder") from error
+            if found["pool"] is not None:
+                return found
+        return {}
 
     def open(self, fresh):
         """Make the folder; with `fresh`, move the files of an earlier training to previous-1, previous-2, ...
@@ -68,7 +76,8 @@ class RunFiles:
             probe = self.folder / ".writable"
             probe.touch()
             probe.unlink()
-            earlier = [self.folder / name for name in WRITTEN_BY_TRAINING if (self.folder / name).exists()]
+            names = (*WRITTEN_BY_TRAINING, *DESCRIPTOR_FILES)
+            earlier = [self.folder / name for name in names if (self.folder / name).exists()]
             if fresh and (self.checkpoint in earlier or self.best in earlier):
                 number = 1
                 while (self.folder / f"previous-{number}").exists():
@@ -83,39 +92,50 @@ class RunFiles:
     def keep_args(self, args):
         """Write args.json for an evaluation, unless a training has left its own."""
         if not self.args.exists():
-            write_json(self.args, args)
+            with _writing(self.args):
+                write_json(self.args, args)
 
     def start(self, args, first_epoch):
         """Write args.json and drop from metrics.jsonl the epochs that a resumed run will train again."""
-        write_json(self.args, args)
-        if self.history.exists():
-            lines = self.history.read_text(encoding="utf-8").splitlines()
-            kept = [line for line in lines if json.loads(line)["epoch"] <= first_epoch]
-            self.history.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        with _writing(self.folder):
+            write_json(self.args, args)
+            if self.history.exists():
+                lines = self.history.read_text(encoding="utf-8").splitlines()
+                kept = [line for line in lines if _epoch(line) <= first_epoch]
+                write_text(self.history, "".join(line + "\n" for line in kept))
 
     def save_epoch(self, line, is_best, **state):
         """Append the epoch's line, save the whole state, and the weights alone where they are the best so far."""
-        self._write(self.checkpoint, state)
-        if is_best:
-            self._write(self.best, {k: v for k, v in state.items() if k not in ONLY_TO_RESUME})
-        with open(self.history, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        with _writing(self.checkpoint, "free some space and go on with --resume"):
+            save_checkpoint(self.checkpoint, **state)
+            if is_best:
+                save_checkpoint(self.best, **{k: v for k, v in state.items() if k not in ONLY_TO_RESUME})
+            with open(self.history, "a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
 
     def write_evaluation(self, record, descriptors=None):
         """metrics.json and, where given, (N, D) query and (M, D) gallery descriptors, un-normalised float32."""
-        if descriptors is not None:
-            for name, rows in zip(DESCRIPTOR_FILES, descriptors, strict=True):
-                np.save(self.folder / name, rows)
-        write_json(self.metrics, record)
+        with _writing(self.folder):
+            for name, rows in zip(DESCRIPTOR_FILES, descriptors or (), strict=descriptors is not None):
+                save_array(self.folder / name, rows)
+            write_json(self.metrics, record)
 
-    @staticmethod
-    def _write(path, state):
-        try:
-            save_checkpoint(path, **state)
-        except OSError as error:
-            raise UserError(
-                f"{path} could not be written ({error}); free some space and go on with --resume"
-            ) from error
+
+@contextmanager
+def _writing(path, then="free some space, or give another --save_path"):
+    """A full disk, or one that fails, is told in one sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path} could not be written ({error}); {then}") from error
+
+
+def _epoch(line):
+    """The epoch of a line of metrics.jsonl; infinite for half a line, which a kill has left."""
+    try:
+        return json.loads(line)["epoch"]
+    except (ValueError, KeyError, TypeError):
+        return math.inf
 
 
 def read_rows(path):
@@ -126,10 +146,11 @@ def read_rows(path):
     """
     try:
         rows = np.load(path, mmap_mode="r")
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(
             f"{path} cannot be read as descriptors ({error}); give a folder that train.py -e has written"
         ) from error
-    if rows.ndim != 2:
-        raise UserError(f"{path} has shape {rows.shape}; expected (rows, numbers), as train.py -e writes")
+    if not isinstance(rows, np.ndarray) or rows.ndim != 2 or rows.dtype.kind != "f":
+        found = f"{rows.dtype} {rows.shape}" if isinstance(rows, np.ndarray) else "several arrays"
+        raise UserError(f"{path} holds {found}; expected float (rows, numbers), as train.py -e writes")
     return rows

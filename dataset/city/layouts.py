@@ -78,7 +78,7 @@ def _write_pairs(layout, out, arguments, counts, jobs):
     open_folder(out, arguments)
     seed, style = arguments["seed"], TOWN if layout == "cvusa" else CANBERRA
     city = City(seed, 0, style)
-    places = choose_places(city, counts, TILE)
+    places = choose_places(city, counts, TILE, arguments["jitter_metres"])
     cameras, shots = [], defaultdict(list)
     for split, chosen in places.items():
         for place in chosen:

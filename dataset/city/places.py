@@ -69,17 +69,18 @@ def ward_box(a, b):
     return a * WARD, b * WARD, (a + 1) * WARD, (b + 1) * WARD
 
 
-def choose_places(city, counts, tile):
+def choose_places(city, counts, tile, away=0.0):
     """Pick cameras for each split.
 
     Args:
         counts: {split: how many}, in the order from training to the split held out most strictly.
         tile: side of the aerial image in metres.
+        away: metres that its centre may lie from the camera.
 
     Returns:
         {split: list of Place}, each in the order they were drawn.
     """
-    names = list(counts)
+    names, reach = list(counts), tile + 2 * away
     total = max(sum(counts.values()), 1)
     limits = np.cumsum([counts[n] / total for n in names])
 
@@ -99,7 +100,7 @@ def choose_places(city, counts, tile):
         for x, y in street_places(city, ward_box(a, b)):
             if len(chosen[name]) >= counts[name]:
                 break
-            corners = {ward_of(x + u, y + v) for u in (-tile, tile) for v in (-tile, tile)}
+            corners = {ward_of(x + u, y + v) for u in (-reach, reach) for v in (-reach, reach)}
             if any(role(*w) > own for w in corners) or _crowded(taken, own, x, y, tile / 2):
                 continue
             taken.setdefault((own, int(x // (tile / 2)), int(y // (tile / 2))), []).append((x, y))

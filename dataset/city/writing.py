@@ -1,5 +1,6 @@
 """Writing images over several processes: each file whole or absent, going on where a run was cut off."""
 
+import io
 import json
 import logging
 import os
@@ -16,6 +17,8 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from utils.errors import UserError
+
 from .plan import City
 from .render import region_raster, render_aerial, render_ground
 
@@ -27,7 +30,7 @@ FINISHED = "city.json"
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
 
 
-class CityError(Exception):
+class CityError(UserError):
     """A mistake of the user, told in one sentence."""
 
 
@@ -66,9 +69,11 @@ def write_image(path, pixels):
     """Save an image under a temporary name, then rename it: a file that exists is whole."""
     part = path.with_name(f".{path.name}.part")
     options = {"quality": 90, "subsampling": 0} if path.suffix == ".jpg" else {"compress_level": 1}
+    whole = io.BytesIO()  # Pillow writes to a file of its own descriptor, and takes no notice of a full disk
+    Image.fromarray(pixels).save(whole, "JPEG" if path.suffix == ".jpg" else "PNG", **options)
     try:
         with open(part, "wb") as file:
-            Image.fromarray(pixels).save(file, "JPEG" if path.suffix == ".jpg" else "PNG", **options)
+            file.write(whole.getbuffer())
         os.replace(part, path)
     except OSError:
         part.unlink(missing_ok=True)
@@ -187,8 +192,8 @@ def open_folder(root, arguments):
 
 def _read_arguments(path):
     try:
-        return json.loads(path.read_text())["arguments"]
-    except (ValueError, KeyError, TypeError):
+        return dict(json.loads(path.read_text())["arguments"])
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise CityError(f"{path} cannot be read as the record of a city: remove it or give another --out.") from None
 
 
