@@ -27,6 +27,7 @@ from dataset.city.layouts import TILE
 from dataset.city.places import choose_places
 from dataset.city.style import TOWN
 from dataset.city.writing import write_image
+from scripts import check_data
 from scripts.make_city import main
 
 DIRECTIONS = {"south-west": (-1, -1), "north-west": (-1, 1), "north-east": (1, 1), "south-east": (1, -1)}  # strips 1..4
@@ -336,3 +337,15 @@ def test_jittered_test_tiles_overlap_no_training_tile():
     train, test = (np.array([(p.x, p.y) for p in places[name]]) for name in ("train", "test"))
     apart = np.abs(train[:, None] - test[None]).max(axis=2)
     assert apart.min() >= TILE + 2 * away
+
+
+def test_check_data_looks_at_the_cities_that_are_there(tmp_path, capsys):
+    write_city("vigor", tmp_path, cities=2, panoramas=6, tiles=25, jobs=1)
+    for labels in ("original", "corrected"):
+        check_data.main(["--dataset", "vigor", "--data-root", str(tmp_path), "--labels", labels])
+        told = capsys.readouterr().out
+        assert "train: 6 panoramas of NewYork, Seattle, 50 tiles, 0 left out" in told
+        assert "100.00 % within 6 px" in told and "lacks" in told
+    with pytest.raises(SystemExit) as stop:
+        check_data.main(["--dataset", "cvusa", "--data-root", str(tmp_path)])
+    assert stop.value.code == 2 and "is not a CVUSA folder" in capsys.readouterr().err

@@ -160,3 +160,14 @@ def test_mistakes_end_with_code_2(capsys, argument, words):
     assert stop.value.code == 2
     error = capsys.readouterr().err
     assert words in error and len(error.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("given", [["--save_path", "runs/gap"], ["--pool", "gap", "--save-path=runs/gap"], []])
+def test_the_quickstart_evaluates_what_it_has_trained(folder, given):
+    done, calls = call(folder, "quickstart", *given)
+    assert done.returncode == 0, done.stderr
+    out = "runs/gap" if given else "runs/quickstart"
+    trained, evaluated = (options(c) for c in calls if c[0] == "train.py")
+    assert trained["save_path"] == evaluated["save_path"] == Path(out) and evaluated["evaluate"]
+    assert all(out in c for c in calls if c[0] in ("scripts/plot_retrieval.py", "scripts/show_metrics.py"))
+    assert f"{out}/retrieval.png" in done.stdout
