@@ -6,11 +6,13 @@
 #   bash scripts/beyond.sh            sizes for 2 cores without a GPU (an hour)
 #   bash scripts/beyond.sh --full     ConvNeXt-T at the paper's image sizes, for a GPU
 #
-# JOBS=N runs N trainings at a time (default: 2; 1 with --full). Interrupted and run again, it goes on; it shares runs
-# with ablation_city.sh.
+# JOBS=N runs N trainings at a time (default: 2; 1 with --full). Interrupted and run again, it goes on. Data are shared with
+# ablation_city.sh; trainings are longer than there, so that what keeps a network from learning by heart can show.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+short_epochs=20
 source scripts/city_grid.sh
+runs=${runs/ablation/beyond}
 
 # A wider network in fewer epochs. ResNet-10 has 5.4 times the multiply-adds: its row costs 1.3 times the others.
 if [ "$name" = ablation_full ]; then
