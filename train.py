@@ -9,7 +9,6 @@ if __name__ == "__main__":
 
 import logging
 import math
-import secrets
 import time
 from typing import NamedTuple
 
@@ -30,14 +29,11 @@ from utils.evaluation import evaluate, precision, read_descriptors, record, scor
 from utils.images import collate, to_device
 from utils.launch import keep_freed_memory, launch, loader_workers
 from utils.logging import log_setup, log_training, progress_bar, start_logging, stop_logging
-from utils.options import recorded, settle_model_options
+from utils.options import check_resumed, recorded, settle_model_options, settle_seed
 from utils.run_files import RunFiles
 from utils.seeding import loader_generator, seed_process, seed_worker, set_kernels
 
 log = logging.getLogger(__name__)
-
-# What a resumed run cannot change: it stands in the optimiser's state, or in the mining memory.
-KEPT = ("dataset", "cross", "vigor_cities", "op", "asam", "rho", "weight_decay", "momentum", "learn_temperature", "ema")
 
 
 def main(argv=None):
@@ -114,15 +110,6 @@ def run(args, device):
     return train(model, datasets, training, args, device, files)
 
 
-def settle_seed(args, state):
-    """The seed where none is given: the checkpoint's to resume or to evaluate it, so that angles of view stay."""
-    if args.resume or args.evaluate:
-        stored = (state.get("args") or {}).get("seed")
-        if stored is not None or args.evaluate:
-            return stored or 0
-    return secrets.randbelow(2**31)
-
-
 def rescore(args, device, files):
     """Metrics of descriptors that an earlier evaluation has written; no model is built."""
     made_with = RunFiles(args.descriptors).model_options()
@@ -181,19 +168,7 @@ def prepare_training(args, model, train_set, device, state):
         average.model.tune(compiled=args.compile)
     start, best = args.start_epoch or 0, 0.0
     if args.resume:
-        if "sampler" not in state:
-            raise UserError(
-                f"--resume {args.resume} holds weights only (a best model, or a released file); to start from them "
-                f"give --weights {args.resume}"
-            )
-        for name in KEPT:
-            given = getattr(args, name)
-            trained = state["args"].get(name, given)
-            if (given or None) != (trained or None):
-                flag = "--" + name.replace("_", "-")
-                raise UserError(
-                    f"{flag} is {given}, {args.resume} was trained with {trained}; resume as it was trained"
-                )
+        check_resumed(args, state)
         optimizer.load_state_dict(state["optimizer"])
         sampler.load_state_dict(state["sampler"])
         criterion.load_state_dict(state.get("criterion", {}))

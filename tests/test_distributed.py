@@ -212,16 +212,25 @@ def test_a_taken_port_is_told(roots, tmp_path, capfd):
     assert f"--dist-url {url} cannot be used" in capfd.readouterr().err
 
 
+def begun(words, root, folder, *more, **streams):
+    """A training without end in a process group of its own, once its log has said `words`."""
+    run = subprocess.Popen(
+        [sys.executable, str(REPO / "train.py"), *flags(root, folder, *ASAM, *more, "--epochs", "99999")],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        **streams,
+    )
+    for line in run.stdout:
+        if words in line:
+            break
+    return run
+
+
 @pytest.mark.parametrize("more", [[], TWO])
 def test_ctrl_c_ends_with_one_line_and_a_way_to_go_on(roots, tmp_path, more):
-    run = subprocess.Popen(
-        [sys.executable, str(REPO / "train.py"), *flags(roots["cvusa"], tmp_path, *ASAM, *more, "--epochs", "99999")],
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        start_new_session=True,
-    )  # fmt: skip
-    for line in run.stdout:
-        if "epoch 3 step" in line:
-            break
+    run = begun("epoch 3 step", roots["cvusa"], tmp_path, *more, stderr=subprocess.PIPE)
     os.killpg(run.pid, signal.SIGINT)  # what a terminal does: every process of the group gets it
     _, error = run.communicate(timeout=120)
     assert run.returncode == 130
@@ -231,15 +240,8 @@ def test_ctrl_c_ends_with_one_line_and_a_way_to_go_on(roots, tmp_path, more):
 
 
 def test_a_killed_parent_takes_its_processes_with_it(roots, tmp_path):
-    more = [*ASAM, *TWO, "--epochs", "99999", "--print-freq", "1"]
-    run = subprocess.Popen(
-        [sys.executable, str(REPO / "train.py"), *flags(roots["cvusa"], tmp_path, *more)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-        start_new_session=True,
-    )  # fmt: skip
-    for line in run.stdout:
-        if "epoch 2 step" in line:
-            break
+    more = [*TWO, "--print-freq", "1"]
+    run = begun("epoch 2 step", roots["cvusa"], tmp_path, *more, stderr=subprocess.DEVNULL)
     run.kill()  # as a scheduler does: the processes cannot be told
     rest = run.stdout.read()  # ends when the last process that holds it has gone
     assert run.wait(timeout=60) == -signal.SIGKILL

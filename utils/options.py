@@ -1,11 +1,15 @@
 """Parsed options: checked before anything is read or written, completed from checkpoints, recorded."""
 
 import os
+import secrets
 from pathlib import Path
 
 from utils.errors import UserError
 from utils.flags import DATA_VARIABLE, build_parser
 from utils.paper import INPUT_SIZES
+
+# What a resumed run cannot change: it stands in the optimiser's state, or in the mining memory.
+KEPT = ("dataset", "cross", "vigor_cities", "op", "asam", "rho", "weight_decay", "momentum", "learn_temperature", "ema")
 
 
 def parse_args(argv=None):
@@ -127,6 +131,34 @@ def settle_model_options(args, stored):
             f"not {_text(args.ground_size)} and {_text(args.aerial_size)}"
         )
     return taken
+
+
+def settle_seed(args, state):
+    """The seed where none is given: the checkpoint's to resume or to evaluate it, so that angles of view stay."""
+    if args.resume or args.evaluate:
+        stored = (state.get("args") or {}).get("seed")
+        if stored is not None or args.evaluate:
+            return stored or 0
+    return secrets.randbelow(2**31)
+
+
+def check_resumed(args, state):
+    """Refuse to resume from a checkpoint `state` that is no whole one, or that was trained otherwise.
+
+    Raises:
+        UserError: it says which option differs, and from what.
+    """
+    if "sampler" not in state:
+        raise UserError(
+            f"--resume {args.resume} holds weights only (a best model, or a released file); to start from them "
+            f"give --weights {args.resume}"
+        )
+    for name in KEPT:
+        given = getattr(args, name)
+        trained = state["args"].get(name, given)
+        if (given or None) != (trained or None):
+            flag = "--" + name.replace("_", "-")
+            raise UserError(f"{flag} is {given}, {args.resume} was trained with {trained}; resume as it was trained")
 
 
 def recorded(args):
