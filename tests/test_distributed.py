@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -210,6 +211,17 @@ def test_a_taken_port_is_told(roots, tmp_path, capfd):
             train.main(flags(roots["cvusa"], tmp_path / "r", *ASAM, *TWO, "--dist-url", url))
     assert stop.value.code == 2
     assert f"--dist-url {url} cannot be used" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("node", ["0", "1"])
+def test_a_node_that_is_alone_does_not_wait_for_hours(roots, tmp_path, capsys, monkeypatch, node):
+    monkeypatch.setattr(distributed, "JOIN", timedelta(seconds=2))
+    url = f"tcp://127.0.0.1:{distributed.free_port()}"
+    with pytest.raises(SystemExit) as stop:
+        train.main(flags(roots["cvusa"], tmp_path, *ASAM, "--world-size", "2", "--rank", node, "--dist-url", url))
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert f"--dist-url {url} cannot be used by process {node} of 2" in error and "Traceback" not in error
 
 
 def begun(words, root, folder, *more, **streams):

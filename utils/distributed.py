@@ -9,6 +9,7 @@ import torch.distributed as dist
 
 from utils.errors import UserError
 
+JOIN = timedelta(minutes=10)  # for all processes to find each other
 TIMEOUT = timedelta(hours=2)  # rank 0 may save, plan or evaluate for a while as the others wait
 
 
@@ -43,12 +44,14 @@ def join(url, world, own_rank, backend):
     """Join the process group of `world` processes as `own_rank`.
 
     Raises:
-        UserError: the address is taken or cannot be reached, or the backend is not there.
+        UserError: the address is taken or cannot be reached, a process does not come, or the backend is not there.
     """
     if backend not in dist.Backend.backend_list or (backend == "nccl" and not torch.cuda.is_available()):
         raise UserError(f"--dist-backend {backend} is not available here; leave it out to have the fitting one chosen")
     try:
-        dist.init_process_group(backend, init_method=url, world_size=world, rank=own_rank, timeout=TIMEOUT)
+        store, own_rank, world = next(dist.rendezvous(url, own_rank, world, timeout=JOIN))
+        store.set_timeout(TIMEOUT)
+        dist.init_process_group(backend, store=store, world_size=world, rank=own_rank, timeout=TIMEOUT)
     except (RuntimeError, ValueError) as error:  # DistNetworkError is a RuntimeError
         first = str(error).strip().splitlines()[0]
         raise UserError(
