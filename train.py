@@ -23,7 +23,7 @@ from dataset.sampler import MiningSampler
 from model.average import WeightAverage
 from model.frgeo import build_model
 from utils import distributed
-from utils.checkpoint import load_checkpoint, load_weights, model_options
+from utils.checkpoint import load_checkpoint, load_weights, model_options, stored_epoch
 from utils.errors import UserError
 from utils.evaluation import evaluate, precision, read_descriptors, record, score_saved
 from utils.images import collate, to_device
@@ -46,6 +46,7 @@ def main(argv=None):
         SystemExit: code 2 after one sentence on stderr where the user's input is wrong; 130 on Ctrl-C.
     """
     args = parse_args(argv)
+    began = time.time()
     try:
         check_inputs(args)
         return launch(run, args)
@@ -54,7 +55,8 @@ def main(argv=None):
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         last = RunFiles(args.save_path).checkpoint
-        how = f"; go on with --resume {last}" if last.exists() and not args.evaluate else ""
+        last = last if last.exists() and last.stat().st_mtime >= began else args.resume
+        how = f"; go on with --resume {last}" if last and not args.evaluate else ""
         print(f"train.py: interrupted{how}", file=sys.stderr)
         raise SystemExit(130) from None
     finally:
@@ -76,7 +78,7 @@ def run(args, device):
         return rescore(args, device, files)
     source = files.weights_to_evaluate(args.weights) if args.evaluate else args.resume or args.weights
     state = load_checkpoint(source) if source else None
-    taken = settle_model_options(args, model_options(state) if state else {})
+    taken = settle_model_options(args, model_options(state) if state is not None else {})
     if args.seed is None:
         args.seed = distributed.broadcast_object(settle_seed(args, state))
     datasets = build_datasets(args, pixels=True)
@@ -89,7 +91,8 @@ def run(args, device):
     # Rank 0's weights reach the others when DistributedDataParallel is built.
     model = build_model(args, pretrained=pretrained if state is None and distributed.is_main() else False)
 
-    told = load_weights(model, state) if state else {}
+    told = load_weights(model, state) if state is not None else {}
+    trained_for = stored_epoch(told)
     model.to(device, memory_format=torch.channels_last)
     model.tune(args.grad_checkpointing, args.compile)
     training = None if args.evaluate else prepare_training(args, model, datasets[0], device, state)
@@ -105,8 +108,8 @@ def run(args, device):
     if args.evaluate:
         if distributed.is_main():
             files.keep_args(recorded(args))
-        log.info("weights %s, epoch %s", source, told.get("epoch", "unknown"))
-        return evaluate_and_record(model, datasets, args, device, files, source, told.get("epoch"))
+        log.info("weights %s, epoch %s", source, "unknown" if trained_for is None else trained_for)
+        return evaluate_and_record(model, datasets, args, device, files, source, trained_for)
     return train(model, datasets, training, args, device, files)
 
 
@@ -216,8 +219,8 @@ def train(model, datasets, training, args, device, files):
             weights = files.checkpoint
             metrics = evaluate_and_record(shown, datasets, args, device, files, weights, epoch + 1)
             if distributed.is_main():
-                is_best = metrics["R@1"] > best or not files.best.exists()
-                best = max(best, metrics["R@1"])
+                is_best = metrics["R@1"] > best or not files.best.exists()  # not there: resumed in another folder
+                best = metrics["R@1"] if is_best else best
                 line |= metrics
         if args.learn_temperature:
             line["alpha"] = criterion.loss.alpha.item()
@@ -260,9 +263,11 @@ def train_one_epoch(network, loader, training, args, device, epoch):
             count = args.print_freq if step % args.print_freq == 0 else step % args.print_freq
             loss, positive, negative = (window / count).tolist()  # the only wait for the device
             if not math.isfinite(loss):
+                last = RunFiles(args.save_path).checkpoint
+                how = f"go on with --resume {last} or start again" if last.exists() else "start again"
                 raise UserError(
                     f"the loss is {loss} in epoch {epoch + 1}, step {step}: training has diverged; lower --lr "
-                    f"({args.lr:g}) and go on from {args.save_path}/checkpoint.pth.tar or start again"
+                    f"({args.lr:g}) and {how}"
                 )
             speed = 2 * sampler.batch_size * count / (time.perf_counter() - last)
             log.info(

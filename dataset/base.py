@@ -81,7 +81,7 @@ class PairDataset(Dataset, ABC):
     Attributes:
         ground, aerial: lists of paths.  tiles: (N, T) int64, see `Listing`.
         labels: (N,) row of each query's positive.  semi_positives: (N, T - 1) or None.
-        missing: pairs left out because a file is not there.
+        missing, missing_tiles: pairs, and images of the gallery, left out because a file is not there.
 
     Raises:
         UserError: the folder does not look like the data set, a list is damaged, an image cannot be read.
@@ -119,7 +119,7 @@ class PairDataset(Dataset, ABC):
             raise ValueError(f"{type(self).__name__} has no split {split!r}; expected one of {', '.join(self.splits)}")
         self.root, self.split, self.view = self.find_root(root), split, view
         listing = self.read()
-        self.missing = 0
+        self.missing = self.missing_tiles = 0
         if check_files:
             listing = self._drop_missing(listing)
         self.ground, self.aerial, self.tiles = listing
@@ -148,7 +148,10 @@ class PairDataset(Dataset, ABC):
     @classmethod
     def find_root(cls, root):
         """The folder that really holds the layout: `root` itself or a folder of the data set's name in it."""
-        root = Path(root).expanduser()
+        try:
+            root = Path(root).expanduser()
+        except RuntimeError:
+            raise cls.wrong_root(root, "it names a user that is not known") from None
         if not root.is_dir():
             raise cls.wrong_root(root, "it is not a folder" if root.exists() else "it does not exist")
         names = {cls.name, cls.name.upper(), cls.name.capitalize()}
@@ -284,7 +287,7 @@ def read_lines(path):
         UserError: it cannot be read.
     """
     try:
-        return [line for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+        return [line for line in Path(path).read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"the list {path} cannot be read ({error})") from error
 

@@ -1,5 +1,6 @@
 """CVACT: Canberra, 35,532 training, 8,884 validation and 92,802 test pairs, one to one."""
 
+import os
 from functools import cached_property
 from pathlib import Path
 
@@ -42,7 +43,8 @@ class CVACT(PairDataset):
 
     def read(self):
         images = self._image_folder()
-        path = next(p for p in (images / LISTS, images.parent / LISTS, self.root / LISTS) if p.is_file())
+        folders = (images, images.parent, self.root, *(self.root / folder for folder in IMAGE_FOLDERS.values()))
+        path = next(folder / LISTS for folder in folders if (folder / LISTS).is_file())
         ids, utm, rows = read_act_data(path, self.split)
         self.utm = utm[rows]
         names = [ids[row] for row in rows]
@@ -81,9 +83,13 @@ class CVACT(PairDataset):
         )
 
     @classmethod
+    def find_root(cls, root):
+        return Path(os.path.abspath(super().find_root(root)))  # so that "." has a name and a folder above
+
+    @classmethod
     def looks_right(cls, folder):
         """The .mat lies here, above or in an image folder, and there is an image folder."""
-        folder = Path(folder)
+        folder = Path(os.path.abspath(folder))
         inner = [folder / name for name in dict.fromkeys(IMAGE_FOLDERS.values())]
         if any(f.is_dir() for f in inner):
             return any((f / LISTS).is_file() for f in (folder, *inner))

@@ -123,9 +123,9 @@ class MiningSampler(Sampler):
 
     def load_state_dict(self, state):
         """Raises: UserError: the state belongs to another training set."""
-        if state["items"] != self.items:
+        if state.get("items") != self.items:
             raise UserError(
-                f"the checkpoint was trained on {state['items']} items, this training set has {self.items}; "
+                f"the checkpoint was trained on {state.get('items')} items, this training set has {self.items}; "
                 "resume with the data it was trained on"
             )
         self.queue = state["queue"].numpy()
@@ -174,17 +174,18 @@ class MiningSampler(Sampler):
         by_map = epoch < self.near_epochs
         hard_half = by_map or (self.mining and epoch > 0 and bool(self.memory.seen.any()))
         partners = self.share // 2 if hard_half else 0  # of each process
-        counts = dict.fromkeys(("mined", "random", "short"), 0)
         for _ in range(LAYOUT_TRIES):
             batches = [self._draw_anchors(generator, self.share - partners) for _ in range(self._full_epoch())]
             if partners:
-                self._add_partners(batches, partners, generator, counts, by_map)
+                self._add_partners(batches, partners, generator, by_map)
             full = [batch for batch in batches if len(batch.panoramas) == self.batch_size]
             for batch in batches:
                 if len(batch.panoramas) < self.batch_size:
-                    counts["short"] += 1
-                    self.queue = np.append(self.queue, batch.items)
+                    anchors = batch.items[: self.world_size * (self.share - partners)]
+                    self.queue = np.append(self.queue, np.array(anchors, dtype=np.int64))
             if full:
+                counts = {how: sum(batch.partners.count(how) for batch in full) for how in ("mined", "random")}
+                counts["short"] = len(batches) - len(full)
                 plan = np.array([batch.by_process(self.world_size, partners) for batch in full], dtype=np.int64)
                 return plan, self.queue, counts
         raise UserError(
@@ -192,7 +193,7 @@ class MiningSampler(Sampler):
             "give a smaller --batch-size"
         )
 
-    def _add_partners(self, batches, partners, generator, counts, by_map):
+    def _add_partners(self, batches, partners, generator, by_map):
         """Fill the batches with hard partners of the first `partners` anchors of each process."""
         anchors = self.share - partners
         items = [item for batch in batches for item in batch.items]
@@ -200,7 +201,7 @@ class MiningSampler(Sampler):
         for batch in batches:
             for position, anchor in enumerate(list(batch.items)):
                 if position % anchors < partners:
-                    counts[batch.add_partner(hard.get(anchor, ()), self.items)] += 1
+                    batch.add_partner(hard.get(anchor, ()))
 
     def _draw_anchors(self, generator, per_process):
         """A batch with its anchors, the next in the queue that share no tile; those passed over stay in front."""
@@ -232,6 +233,7 @@ class _Batch:
     def __init__(self, sampler, generator):
         self.sampler, self.generator = sampler, generator
         self.items, self.panoramas, self.used = [], [], set()
+        self.partners = []  # of each anchor: "mined", "random", or None where none fitted
 
     def add(self, item, guarded=True):
         """Add the item with one of its panoramas that shares no tile with the batch; False where there is none."""
@@ -249,15 +251,21 @@ class _Batch:
                 return True
         return False
 
-    def add_partner(self, hard, items):
-        """Add a partner from the anchor's hard items ("mined"), else any that fits ("random"), else none ("short")."""
-        for i in self.generator.permutation(len(hard)):
-            if self.add(int(hard[i])):
-                return "mined"
-        for item in self.generator.integers(items, size=RANDOM_DRAWS):
-            if self.add(int(item)):
-                return "random"
-        return "random" if any(self.add(int(item)) for item in self.generator.permutation(items)) else "short"
+    def add_partner(self, hard):
+        """Add a partner: one of the anchor's hard items ("mined"), else any that fits ("random"), else none (None)."""
+        mined = any(self.add(int(hard[i])) for i in self.generator.permutation(len(hard)))
+        self.partners.append("mined" if mined else "random" if self._drawn_partner() else None)
+
+    def _drawn_partner(self):
+        """Add any item that fits; False where none does."""
+        items = self.sampler.items
+        for drawn in (self.generator.integers(items, size=RANDOM_DRAWS), self.generator.permutation(items)):
+            if any(self.add(int(item)) for item in drawn):
+                return True
+        if self.sampler.guard == "strict":
+            return False
+        others = np.setdiff1d(np.arange(items), self.items)  # the release guards none of its anchors either
+        return len(others) > 0 and self.add(int(self.generator.choice(others)), guarded=False)
 
     def by_process(self, world_size, partners):
         """(batch_size,) panoramas, process after process: anchors each followed by its partner, then anchors without.

@@ -55,6 +55,10 @@ def read_image(path, prepare=None):
         with Image.open(path) as image:
             if prepare:
                 prepare(image)
+            if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+                return Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8)).convert("RGB")
+            if image.mode in ("I", "F"):
+                raise ValueError("its numbers of 32 bits are no colours: save it with 8 bits a channel")
             return image.convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"{path} cannot be read as an image ({error}); replace the file or remove it") from error

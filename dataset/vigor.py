@@ -132,7 +132,7 @@ def read_labels(path):
     Raises:
         UserError: a line has not 13 columns, or a delta is not a number.
     """
-    columns = [line.split(" ") for line in read_lines(path)]
+    columns = [line.split() for line in read_lines(path)]
     for number, row in enumerate(columns, start=1):
         if len(row) != 1 + 3 * COVERING:
             raise UserError(

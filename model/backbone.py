@@ -184,8 +184,9 @@ def _file_state(net, path):
         raise UserError(f"--pretrained {path}: no such file; give imagenet, none or an existing file") from error
     except Exception as error:  # pickle, zip and safetensors readers each raise their own
         raise UserError(f"--pretrained {path} cannot be read as weights ({type(error).__name__}: {error})") from error
-    if "model" in state and isinstance(state["model"], dict):
+    if isinstance(state.get("model"), dict):
         state = state["model"]
+    state = {key: value for key, value in state.items() if isinstance(value, torch.Tensor)}
     to_timm = getattr(sys.modules[type(net).__module__], "checkpoint_filter_fn", None)
     if to_timm is not None:
         try:

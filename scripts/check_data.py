@@ -68,7 +68,7 @@ def check_vigor(args):
     ]
     seconds = time.perf_counter() - started
     for data in splits:
-        left = "" if args.no_images else f", {data.missing} left out (files missing)"
+        left = "" if args.no_images else f", {data.missing} and {data.missing_tiles} left out (files missing)"
         print(f"{data.split}: {len(data.ground)} panoramas of {', '.join(there)}, {len(data.aerial)} tiles{left}")
     print(f"read in {seconds:.1f} s")
     if any(data.positions is None for data in splits):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from scripts.report import read_result
+from scripts.report import left_out, read_result
 from utils.arguments import Parser, mistakes_told
 from utils.paper import PUBLISHED_METRICS
 
@@ -76,8 +76,8 @@ def main(argv=None):
         if any(name in PUBLISHED_METRICS for name, _ in results):
             print("\nIn brackets: published, and the difference; published on the whole test split of the real data.")
         for name, metrics in results:
-            if metrics.get("missing_pairs"):
-                print(f"{TITLES.get(name, name)}: {metrics['missing_pairs']} pairs were missing and are not counted.")
+            if told := left_out(metrics):
+                print(f"{TITLES.get(name, name)}: {told}")
 
 
 if __name__ == "__main__":

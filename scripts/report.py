@@ -177,14 +177,19 @@ def seeds(row):
     return ", ".join(map(str, sorted(found)))
 
 
+def left_out(metrics):
+    """A sentence on what an evaluation left out for want of its files; None where it had them all."""
+    found = {"pairs": metrics.get("missing_pairs"), "tiles of the gallery": metrics.get("missing_tiles")}
+    told = " and ".join(f"{count} {what}" for what, count in found.items() if count)
+    return f"{told} were missing and are not counted." if told else None
+
+
 def remarks(results):
     """Sentences on what a reader of the table must know."""
     out = ["Percent; mean ± standard deviation over seeds where there are several."]
     if any(result.published for result in results):
         out.append("Published: the paper's numbers, on the whole official test split of the real data set.")
-    lacking = [result for result in results if result.metrics.get("missing_pairs")]
-    for result in lacking:
-        out.append(f"{result.path}: {result.metrics['missing_pairs']} pairs were missing and are not counted.")
+    out += [f"{result.path}: {told}" for result in results if (told := left_out(result.metrics))]
     without = [str(result.path) for result in results if not result.options]
     if without:
         out.append(f"No args.json, so the settings are unknown: {', '.join(without)}.")

@@ -79,7 +79,7 @@ def test_files_that_are_no_checkpoint_are_told(tmp_path):
     torch.save([1, 2], tmp_path / "list.pth.tar")
     with pytest.raises(UserError, match="holds a list"):
         load_checkpoint(tmp_path / "list.pth.tar")
-    for content in ({"epoch": 1}, {"state_dict": 5}, {"state_dict": {"w": "text"}}):
+    for content in ({}, {"epoch": 1}, {"state_dict": 5}, {"state_dict": {"w": "text"}}):
         torch.save(content, tmp_path / "empty.pth.tar")
         with pytest.raises(UserError, match="holds no weights"):
             load_weights(FRGeo(**SMALL), tmp_path / "empty.pth.tar")

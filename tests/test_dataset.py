@@ -8,7 +8,7 @@ from PIL import Image
 from torchvision.transforms import functional as F
 
 from dataset import CVACT, CVUSA, VIGOR, Pairs, build_datasets
-from dataset.transforms import crop_field_of_view, fov_angle, turn_of, turn_pair
+from dataset.transforms import crop_field_of_view, fov_angle, read_image, turn_of, turn_pair
 from utils.errors import UserError
 from utils.images import IMAGENET_MEAN, IMAGENET_STD
 
@@ -126,8 +126,43 @@ def test_vigor_tiles_that_are_missing_leave_the_gallery(tmp_path):
     part = VIGOR(tmp_path, "test", view="ground")
     gone = int((whole.labels == tile).sum())
     assert part.missing == gone and len(part) == len(whole) - gone and len(part.aerial) == len(whole.aerial) - 1
+    assert part.missing_tiles == 1 and whole.missing_tiles == 0
     shown = [part.aerial[t] for t in part.tiles[part.ground.index(whole.ground[1])] if t >= 0]
     assert shown == names
+
+
+def test_lists_with_a_byte_order_mark_and_loose_spaces_are_read(tmp_path):
+    make_data.write_vigor(tmp_path, train=4, test=3)
+    whole = VIGOR(tmp_path, "test")
+    for path in tmp_path.glob("splits/*/*.txt"):
+        lines = path.read_text().splitlines()
+        path.write_bytes(b"\xef\xbb\xbf" + "".join(line.replace(" ", " \t") + " \r\n" for line in lines).encode())
+    loose = VIGOR(tmp_path, "test")
+    assert loose.missing == loose.missing_tiles == 0 and loose.ground == whole.ground and loose.aerial == whole.aerial
+    np.testing.assert_array_equal(loose.tiles, whole.tiles)
+
+
+@pytest.mark.parametrize("kind", ["I;16", "I;16B", "I", "F"])
+def test_grey_images_of_more_than_8_bits(tmp_path, kind):
+    grey = np.random.default_rng(0).integers(0, 256, (8, 8)).astype(np.uint8)
+    path = tmp_path / "grey.tif"
+    dtype = {"I;16": "<u2", "I;16B": ">u2", "I": np.int32, "F": np.float32}[kind]
+    Image.fromarray((grey.astype(np.uint16) * 257).astype(dtype)).save(path)
+    if kind in ("I", "F"):
+        with pytest.raises(UserError, match="8 bits"):
+            read_image(path)
+    else:
+        np.testing.assert_array_equal(np.array(read_image(path)), np.repeat(grey[:, :, None], 3, axis=2))
+
+
+def test_cvact_is_found_from_inside_and_by_either_list(tmp_path, monkeypatch):
+    make_data.write_cvact(tmp_path, train=3, val=3)
+    monkeypatch.chdir(tmp_path / "ANU_data_small")
+    assert len(CVACT(".", "val")) == 3
+    lists = next(tmp_path.rglob("ACT_data.mat"))
+    (tmp_path / "ANU_data_test").mkdir(exist_ok=True)
+    lists.rename(tmp_path / "ANU_data_test" / lists.name)
+    assert len(CVACT(tmp_path, "val")) == 3
 
 
 def test_damaged_lists_are_told(tmp_path):

@@ -1,6 +1,7 @@
 """Two gloo processes against one."""
 
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -8,6 +9,7 @@ import subprocess
 import sys
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,9 +20,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 import train
 from criterion import SoftTripletLoss, TupleLoss, WBLoss
+from dataset import CVUSA
 from model import FRGeo
 from utils import distributed
 from utils.checkpoint import load_checkpoint
+from utils.evaluation import evaluate
+from utils.launch import launch
+from utils.options import parse_args
 
 REPO = Path(__file__).parent.parent
 
@@ -143,6 +149,38 @@ def test_evaluation_by_two_processes_equals_one(trained, roots, tmp_path):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
+def _evaluated(rank, root, folder):
+    """Descriptors of a network with batch norms after one training pass of both processes."""
+    images = CVUSA(root, "train", view="ground", ground_size=(32, 128), aerial_size=(64, 64))
+    torch.manual_seed(0)
+    model = FRGeo(arch="test_resnet", ground_size=(32, 128), aerial_size=(64, 64))
+    network = DistributedDataParallel(model)
+    batch = torch.stack([images[i].image for i in range(rank * 8, rank * 8 + 8)])
+    network(batch, batch[..., :64].repeat(1, 1, 2, 1))
+    options = {"search_north": 0, "regions": 4, "eval_batch_size": 8, "amp": "off", "workers": 0}
+    args = SimpleNamespace(**options, multiprocessing_distributed=False, world_size=1)
+    q = evaluate(model, images, images.as_view("aerial"), args, torch.device("cpu"))[1][0]
+    if rank == 0:
+        rows = [model.eval().query_net(images[i].image[None]) for i in range(len(images))]
+        torch.testing.assert_close(torch.from_numpy(q), torch.cat(rows), atol=1e-4, rtol=0)
+        Path(folder, "seen").touch()
+
+
+def test_batch_norms_are_evaluated_as_they_are_saved(roots, tmp_path):
+    in_two_processes(_evaluated, str(roots["cvusa"]), str(tmp_path))
+    assert (tmp_path / "seen").exists()
+
+
+def _start_method(args, device):
+    return multiprocessing.get_start_method()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forked where that is safe")
+def test_processes_fork_their_loader_processes(roots, tmp_path):
+    args = parse_args(flags(roots["cvusa"], tmp_path, *ASAM, *TWO))
+    assert launch(_start_method, args) == "fork"
+
+
 def test_gathered_batches_train_as_one_process_does(roots, tmp_path):
     """The same seed, the same global batches, one loss over all of them: the same first epoch."""
     recipe = ["--op", "sgd", "--lr", "0.01", "--batch-size", "8", "--epochs", "1", "--momentum", "0"]
@@ -238,6 +276,20 @@ def begun(words, root, folder, *more, **streams):
         if words in line:
             break
     return run
+
+
+def test_ctrl_c_does_not_point_at_an_earlier_run(roots, tmp_path, capfd, monkeypatch):
+    (tmp_path / "checkpoint.pth.tar").touch()
+    os.utime(tmp_path / "checkpoint.pth.tar", (0, 0))
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "launch", interrupted)
+    for more, told in (([], ""), (["--resume", "a.pth.tar"], "; go on with --resume a.pth.tar")):
+        with pytest.raises(SystemExit) as stop:
+            train.main(flags(roots["cvusa"], tmp_path, *ASAM, *more))
+        assert stop.value.code == 130 and capfd.readouterr().err == f"train.py: interrupted{told}\n"
 
 
 @pytest.mark.parametrize("more", [[], TWO])

@@ -231,6 +231,19 @@ def test_descriptors_that_must_not_be_scored_are_refused(side, spoil, message):
         positive_ranks(*(torch.as_tensor(x) for x in sides))
 
 
+@pytest.mark.parametrize(("scale", "dtype"), [(1e50, "f8"), (1e-60, "f8"), (1e-42, "f4"), (1e37, "f4")])
+@pytest.mark.parametrize("fast", [False, True])
+def test_descriptors_of_any_length_are_scored_by_their_direction(scale, dtype, fast):
+    rng = np.random.default_rng(0)
+    reference, labels = rng.standard_normal((500, 16)), np.arange(50)
+    query = reference[:50] + rng.standard_normal((50, 16))
+    lengths = np.where(np.arange(500) % 2, scale, 1.0)[:, None]
+    sides = [(x * lengths[: len(x)]).astype(dtype) for x in (query, reference)]
+    ranks = plain(*sides, labels, None)[0]
+    assert 0 < np.mean(ranks == 0) < 1
+    np.testing.assert_array_equal(rank_queries(*sides, labels, fast=fast).positive, ranks)
+
+
 @pytest.mark.parametrize("labels", [np.arange(1, 7), np.arange(6) - 1, np.arange(5), np.arange(6) / 2])
 def test_labels_that_do_not_fit_are_refused(labels):
     query, reference, _ = good()

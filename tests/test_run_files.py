@@ -9,9 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from make_data import ASAM, flags
 
 import train
+from utils import run_files
 from utils.checkpoint import load_checkpoint
 
 REPO = Path(__file__).parent.parent
@@ -52,6 +54,89 @@ def test_a_run_resumed_elsewhere_leaves_the_run_there_whole(roots, tmp_path):
     assert load_checkpoint(tmp_path / "b" / "model_best.pth.tar")["args"]["seed"] == 1
     assert [line["epoch"] for line in history(tmp_path / "b")] == [2]
     assert load_checkpoint(last)["epoch"] == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"args": "text"},
+        {"args": None},
+        {"args": {"seed": -1}},
+        {"args": {"seed": "x"}},
+        {"epoch": np.int64(3)},
+        {"epoch": torch.tensor(3)},
+        {"epoch": "three"},
+    ],
+)
+def test_files_of_others_are_evaluated(roots, tmp_path, change):
+    run = flags(roots["cvusa"], tmp_path)
+    train.main([*run, *ADAMW, "--epochs", "1"])
+    state = load_checkpoint(tmp_path / "model_best.pth.tar")
+    torch.save(state | change, tmp_path / "other.pth.tar")
+    train.main([*run, "-e", "--weights", str(tmp_path / "other.pth.tar")])
+    record = json.loads((tmp_path / "metrics.json").read_text())
+    assert record["epoch"] == {"three": None}.get(change.get("epoch"), 3 if "epoch" in change else 1)
+
+
+@pytest.mark.parametrize("lacking", ["optimizer", "best_acc1", "epoch", "sampler", "args"])
+def test_half_a_checkpoint_is_not_resumed(roots, tmp_path, capfd, lacking):
+    run = [*flags(roots["cvusa"], tmp_path), *ADAMW]
+    train.main([*run, "--epochs", "1"])
+    state = load_checkpoint(tmp_path / "checkpoint.pth.tar")
+    del state[lacking]
+    torch.save(state, tmp_path / "half.pth.tar")
+    resume = [*run, "--epochs", "2", "--resume", str(tmp_path / "half.pth.tar")]
+    if lacking == "args":
+        assert train.main(resume) is not None
+    else:
+        assert "holds weights only" in told(capfd, resume)
+
+
+def test_a_file_without_anything_is_no_checkpoint(roots, tmp_path, capfd):
+    torch.save({}, tmp_path / "empty.pth.tar")
+    for more in (["-e"], [*ADAMW, "--epochs", "1"]):
+        run = [*flags(roots["cvusa"], tmp_path / "run"), *more, "--weights", str(tmp_path / "empty.pth.tar")]
+        assert "holds no weights" in told(capfd, run)
+
+
+def scores(monkeypatch, *values):
+    """Let evaluations find these R@1, one after the other."""
+    found = iter(values)
+
+    def evaluate(*_):
+        return {"R@1": next(found)}, None
+
+    monkeypatch.setattr(train, "evaluate", evaluate)
+
+
+def test_the_best_of_a_run_resumed_elsewhere_is_the_best_there(roots, tmp_path, monkeypatch):
+    scores(monkeypatch, 50.0, 90.0, 80.0, 88.0, 85.0)
+    train.main([*flags(roots["cvusa"], tmp_path / "a"), *ADAMW, "--epochs", "2"])
+    resume = ["--resume", str(tmp_path / "a" / "checkpoint.pth.tar")]
+    train.main([*flags(roots["cvusa"], tmp_path / "b"), *ADAMW, "--epochs", "5", *resume])
+    best = {name: load_checkpoint(tmp_path / name / "model_best.pth.tar") for name in "ab"}
+    assert [(best[name]["epoch"], best[name]["best_acc1"]) for name in "ab"] == [(2, 90.0), (4, 88.0)]
+
+
+@pytest.mark.parametrize("stopped", ["model_best.pth.tar", "checkpoint.pth.tar"])
+def test_a_run_stopped_while_it_saves_does_the_epoch_again(roots, tmp_path, monkeypatch, capfd, stopped):
+    run = [*flags(roots["cvusa"], tmp_path), *ADAMW]
+    scores(monkeypatch, 50.0, 90.0, 90.0, 70.0)
+    train.main([*run, "--epochs", "1"])
+    save = run_files.save_checkpoint
+
+    def full(path, **state):
+        if path.name == stopped:
+            raise OSError(28, "No space left on device")
+        save(path, **state)
+
+    resume = ["--resume", str(tmp_path / "checkpoint.pth.tar")]
+    monkeypatch.setattr(run_files, "save_checkpoint", full)
+    assert "go on with --resume" in told(capfd, [*run, *resume, "--epochs", "3"])
+    monkeypatch.setattr(run_files, "save_checkpoint", save)
+    train.main([*run, *resume, "--epochs", "3"])
+    assert [(line["epoch"], line["R@1"]) for line in history(tmp_path)] == [(1, 50.0), (2, 90.0), (3, 70.0)]
+    assert load_checkpoint(tmp_path / "model_best.pth.tar")["epoch"] == 2
 
 
 def test_half_a_line_of_history_does_not_stop_a_resumed_run(roots, tmp_path):

@@ -179,6 +179,25 @@ def test_the_released_guard_lets_false_negatives_in_and_ours_does_not():
     assert found["strict"] == 0 and found["release"] > 5
 
 
+@pytest.mark.parametrize(("ring", "batch"), [(20, 8), (64, 16), (128, 32)])
+def test_the_released_guard_fills_its_batches_and_counts_them(ring, batch):
+    sampler = MiningSampler(vigor_ring(ring, 3 * ring), batch, 2, True, DIM, guard="release")
+    for epoch in range(3):
+        plan = sampler.plan(epoch)
+        assert plan.shape == (2 * sampler.items // batch, batch)
+        assert sampler.counts["mined"] + sampler.counts["random"] == (plan.size // 2 if epoch else 0)
+        feed(sampler, epoch)
+
+
+def test_batches_left_out_are_counted_once():
+    sampler = MiningSampler(vigor_ring(23, 80), 5, 2, True, DIM, seed=1)
+    for epoch in range(6):
+        plan, counts = sampler.plan(epoch), sampler.counts
+        assert len(plan) + counts["short"] == 2 * sampler.items // sampler.batch_size
+        assert counts["mined"] + counts["random"] == (len(plan) * (sampler.share // 2) if epoch else 0)
+        feed(sampler, epoch)
+
+
 @pytest.mark.parametrize("mining", [False, True])
 def test_heavy_overlap_ends_and_is_counted(mining):
     """Twelve tiles in a ring hold three places that share none; batches shrink to what fits, and planning ends."""

@@ -264,7 +264,7 @@ def test_missing_pairs_are_logged_and_recorded(tmp_path):
     (root / "streetview/panos/0000015.jpg").unlink()
     train.main([*flags(root, tmp_path / "run"), *ADAMW, "--epochs", "1"])
     record = json.loads((tmp_path / "run" / "metrics.json").read_text())
-    assert record["missing_pairs"] == 1 and record["queries"] == record["gallery"] == 5
+    assert record["missing_pairs"] == record["missing_tiles"] == 1 and record["queries"] == record["gallery"] == 5
     assert "1 pairs missing" in (tmp_path / "run" / "log.txt").read_text()
 
 

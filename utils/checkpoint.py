@@ -1,5 +1,6 @@
 """Checkpoint files: whole training states, written atomically; weights of this project and of the published release."""
 
+import operator
 import os
 import re
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 
 from utils.errors import UserError
+from utils.options import stored_args
 from utils.writing import whole_file
 
 MODEL_OPTIONS = ("dataset", "arch", "pool", "regions", "share", "ground_size", "aerial_size")
@@ -72,8 +74,10 @@ def load_weights(model, path):
     name = "the checkpoint" if isinstance(path, dict) else str(path)
     weights = state.get("state_dict", state)
     weights = weights if isinstance(weights, dict) else {}
-    weights = {str(key).removeprefix("module."): value for key, value in weights.items()}
-    if not any(isinstance(value, torch.Tensor) for value in weights.values()):
+    weights = {
+        str(key).removeprefix("module."): value for key, value in weights.items() if isinstance(value, torch.Tensor)
+    }
+    if not weights:
         raise UserError(f"{name} holds no weights; expected a checkpoint with a state_dict")
     if any(".downsample_layers." in key for key in weights):
         weights = _from_release(weights, model, name)
@@ -97,8 +101,16 @@ def load_weights(model, path):
 def model_options(path):
     """{option: value} of the model that a checkpoint of this project was trained with; {} for the release's."""
     state = path if isinstance(path, dict) else load_checkpoint(path)
-    args = state.get("args")
-    return {k: args[k] for k in MODEL_OPTIONS if k in args} if isinstance(args, dict) else {}
+    args = stored_args(state)
+    return {k: args[k] for k in MODEL_OPTIONS if k in args}
+
+
+def stored_epoch(state):
+    """Epochs that a checkpoint was trained for; None where it does not tell."""
+    try:
+        return operator.index(state.get("epoch"))
+    except (TypeError, ValueError):
+        return None
 
 
 def _from_release(weights, model, name):

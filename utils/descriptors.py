@@ -8,6 +8,7 @@ import torch
 from utils.errors import UserError
 
 EXACT_ROWS = 1024  # rows handled at once in float64
+SMALL = 1e-30  # norms from here to its inverse leave room for products in float32
 COLLAPSED = 1e-6  # descriptors that differ by less than this in every normalised number are one and the same
 
 
@@ -32,6 +33,7 @@ class Descriptors:
         self.data, self.device = data, device
         self.rows, self.dim = data.shape
         self.inverse_norm = torch.empty(self.rows, dtype=torch.float64, device=device)
+        self.wide = False  # whether a norm is too large or too small for float32
         spread, first = 0.0, None
         for start in range(0, self.rows, EXACT_ROWS):
             block = self.block(slice(start, start + EXACT_ROWS)).double()
@@ -43,6 +45,7 @@ class Descriptors:
                 row = start + int((square == 0).nonzero()[0])
                 raise DescriptorError(f"{name} hold a zero vector (row {row} of {self.rows}): it has no direction")
             inverse = square.rsqrt()
+            self.wide |= bool(((inverse < SMALL) | (inverse > 1 / SMALL)).any())
             self.inverse_norm[start : start + len(block)] = inverse
             if spread < COLLAPSED:  # one pair of rows that differ is enough
                 block = block * inverse[:, None]  # not in place: the rows may be the caller's
@@ -63,6 +66,8 @@ class Descriptors:
 
     def unit(self, rows, dtype):
         """L2-normalised rows (a slice, or indices on the device) in `dtype`."""
+        if self.wide:
+            return (self.block(rows).double() * self.inverse_norm[rows][:, None]).to(dtype)
         return self.block(rows).to(dtype) * self.inverse_norm[rows].to(dtype)[:, None]
 
     def units(self, rows, dtype):

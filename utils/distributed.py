@@ -96,6 +96,13 @@ def average_gradients(parameters):
         parameter.grad /= world_size()
 
 
+@torch.no_grad()
+def share_buffers(model):
+    """Give every rank the buffers of rank 0: running statistics of batch norms differ after training steps."""
+    for buffer in model.buffers() if world_size() > 1 else ():
+        dist.broadcast(buffer, src=0)
+
+
 def shard(length):
     """This rank's contiguous part of `length` rows, as (start, stop)."""
     r, w = rank(), world_size()

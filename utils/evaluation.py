@@ -29,6 +29,7 @@ def evaluate(model, query, reference, args, device):
         (metrics, (query descriptors, reference descriptors)): a dict in percent, (N, dim) and (M, dim) float32.
     """
     model.eval()
+    distributed.share_buffers(model)
     angles, regions = _search(args)
     q = [extract(model.query_net, query.turned(angle), args, device, "queries") for angle in angles]
     r = extract(model.reference_net, reference, args, device, "gallery")
@@ -105,6 +106,7 @@ def record(metrics, datasets, args, files, weights, epoch, started, descriptors=
         "queries": len(query),
         "gallery": len(reference),
         "missing_pairs": query.missing,
+        "missing_tiles": query.missing_tiles,
         "fov": query.fov,
         "orientation": query.orientation,
         "weights": str(weights),

@@ -130,6 +130,8 @@ def _in_group(function, args, url, rank, world, local_rank, here):
 
 def _child(local_rank, function, args, url, node, nodes, here, told):
     """One process of this node; what it has to tell goes to the parent."""
+    if sys.platform == "linux":  # for loader processes: spawned ones import torch first, at every evaluation
+        mp.set_start_method("fork", force=True)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
     threading.Thread(target=_end_with_parent, daemon=True).start()
     rank = node * here + local_rank

@@ -93,7 +93,10 @@ def log_setup(options, device, model, datasets, taken):
     log.info("model: %s, %.2f M parameters, descriptors of %d numbers", options["arch"], parameters / 1e6, model.dim)
     for sentence in taken:
         log.info("using %s", sentence)
-    log.info("%s: %d queries, gallery of %d, %d pairs missing", query.split, len(query), len(reference), query.missing)
+    log.info(
+        "%s: %d queries, gallery of %d, %d pairs missing, %d tiles missing",
+        query.split, len(query), len(reference), query.missing, query.missing_tiles,
+    )  # fmt: skip
 
 
 def log_training(args, training, train_set):

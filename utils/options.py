@@ -11,6 +11,8 @@ from utils.paper import INPUT_SIZES
 # What a resumed run cannot change: it stands in the optimiser's state, or in the mining memory.
 KEPT = ("dataset", "cross", "vigor_cities", "op", "asam", "rho", "weight_decay", "momentum", "learn_temperature", "ema")
 
+WHOLE = {"epoch", "state_dict", "best_acc1", "optimizer", "sampler"}  # what a checkpoint holds that can be resumed
+
 
 def parse_args(argv=None):
     """Parsed and checked options; a mistake is told in one sentence and ends the program with code 2."""
@@ -133,12 +135,20 @@ def settle_model_options(args, stored):
     return taken
 
 
+def stored_args(state):
+    """{option: value} of the run that wrote a checkpoint `state`; {} where it does not tell, as the release's."""
+    args = state.get("args")
+    return args if isinstance(args, dict) else {}
+
+
 def settle_seed(args, state):
     """The seed where none is given: the checkpoint's to resume or to evaluate it, so that angles of view stay."""
     if args.resume or args.evaluate:
-        stored = (state.get("args") or {}).get("seed")
-        if stored is not None or args.evaluate:
-            return stored or 0
+        stored = stored_args(state).get("seed")
+        if isinstance(stored, int) and stored >= 0:
+            return stored
+        if args.evaluate:
+            return 0
     return secrets.randbelow(2**31)
 
 
@@ -148,14 +158,14 @@ def check_resumed(args, state):
     Raises:
         UserError: it says which option differs, and from what.
     """
-    if "sampler" not in state:
+    if not state.keys() >= WHOLE:
         raise UserError(
             f"--resume {args.resume} holds weights only (a best model, or a released file); to start from them "
             f"give --weights {args.resume}"
         )
     for name in KEPT:
         given = getattr(args, name)
-        trained = state["args"].get(name, given)
+        trained = stored_args(state).get(name, given)
         if (given or None) != (trained or None):
             flag = "--" + name.replace("_", "-")
             raise UserError(f"{flag} is {given}, {args.resume} was trained with {trained}; resume as it was trained")

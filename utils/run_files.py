@@ -105,13 +105,13 @@ class RunFiles:
                 write_text(self.history, "".join(line + "\n" for line in kept))
 
     def save_epoch(self, line, is_best, **state):
-        """Append the epoch's line, save the whole state, and the weights alone where they are the best so far."""
-        with _writing(self.checkpoint, "free some space and go on with --resume"):
-            save_checkpoint(self.checkpoint, **state)
+        """Save the weights alone where they are the best so far, append the epoch's line, save the whole state."""
+        with _writing(self.folder, "free some space and go on with --resume"):
             if is_best:
                 save_checkpoint(self.best, **{k: v for k, v in state.items() if k not in ONLY_TO_RESUME})
             with open(self.history, "a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
+            save_checkpoint(self.checkpoint, **state)  # last: a run stopped before it does the epoch again
 
     def write_evaluation(self, record, descriptors=None):
         """metrics.json and, where given, (N, D) query and (M, D) gallery descriptors, un-normalised float32."""
