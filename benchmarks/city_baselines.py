@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Two baselines without learning on a city in the CVUSA layout: mean colours, and colour histograms per quadrant.
 
-A city worth training on cannot be solved by either. Run: python benchmarks/city_baselines.py data/city_cvusa
+A city worth training on cannot be solved by either. Run: python benchmarks/city_baselines.py data/quickstart
 """
 
 import sys
@@ -13,14 +13,18 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from utils.arguments import Parser, mistakes_told, positive
+from utils.errors import UserError
 
 BINS = 6  # per channel
 AERIAL_QUADRANTS = ((1, 0), (0, 0), (0, 1), (1, 1))  # SW, NW, NE, SE: (row half, column half), the order of the strips
 
 
 def read_pairs(root, split):
-    lines = (Path(root) / "splits" / f"{split}-19zl.csv").read_text().split()
-    return [tuple(Path(root) / part for part in line.split(",")[:2]) for line in lines]
+    path = Path(root) / "splits" / f"{split}-19zl.csv"
+    pairs = [tuple(Path(root) / part for part in line.split(",")[:2]) for line in path.read_text().split()]
+    if not pairs or any(len(pair) < 2 for pair in pairs):
+        raise UserError(f"{path} holds {len(pairs)} lines; expected one or more, each with two paths and a comma")
+    return pairs
 
 
 def quadrants(image, view):

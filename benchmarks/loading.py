@@ -37,7 +37,7 @@ HEADER = "| images/s per core | plain | here | `--fast-decode` | `--cache` | cac
 def write(layout, folder, pairs):
     """The layout at native size with about that many training pairs."""
     if layout is VIGOR:
-        return write_city("vigor", folder, panoramas=-(-pairs // 2), tiles=16, native=True)
+        return write_city("vigor", folder, panoramas=-(-pairs // 2), tiles=max(16, pairs // 2), native=True)
     counts = {"train": pairs, "test": 1} | ({"val": 1} if layout is CVACT else {})
     return write_city(layout.name, folder, native=True, **counts)
 

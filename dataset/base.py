@@ -82,6 +82,7 @@ class PairDataset(Dataset, ABC):
         ground, aerial: lists of paths.  tiles: (N, T) int64, see `Listing`.
         labels: (N,) row of each query's positive.  semi_positives: (N, T - 1) or None.
         missing, missing_tiles: pairs, and images of the gallery, left out because a file is not there.
+        lacking: paths of the files that are not there.
 
     Raises:
         UserError: the folder does not look like the data set, a list is damaged, an image cannot be read.
@@ -119,7 +120,7 @@ class PairDataset(Dataset, ABC):
             raise ValueError(f"{type(self).__name__} has no split {split!r}; expected one of {', '.join(self.splits)}")
         self.root, self.split, self.view = self.find_root(root), split, view
         listing = self.read()
-        self.missing = self.missing_tiles = 0
+        self.missing, self.missing_tiles, self.lacking = 0, 0, []
         if check_files:
             listing = self._drop_missing(listing)
         self.ground, self.aerial, self.tiles = listing
@@ -250,6 +251,8 @@ class PairDataset(Dataset, ABC):
     def _drop_missing(self, listing):
         """Leave out what is not on disk, by one listing of each folder; rows of `tiles` follow the gallery."""
         has_ground, has_aerial = exist(listing.ground), exist(listing.aerial)
+        for paths, there in ((listing.ground, has_ground), (listing.aerial, has_aerial)):
+            self.lacking += [path for path, found in zip(paths, there, strict=True) if not found]
         keep = has_ground & has_aerial[listing.tiles[:, 0]]
         self.missing = int((~keep).sum())
         if self.one_to_one:

@@ -7,6 +7,7 @@ python scripts/build_cache.py --dataset cvusa --data-root DATA --cache DIR [--sp
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from utils.arguments import Parser, mistakes_told, positive
 from utils.errors import UserError
 from utils.flags import DATASETS
 from utils.launch import cores
+from utils.workers import follow_parent
 
 CHUNK = 16  # images a worker makes at once
 
@@ -59,16 +61,22 @@ def fill(args):
         wrong, started = [], time.perf_counter()
         chunks = [missing[i : i + CHUNK].tolist() for i in range(0, len(missing), CHUNK)]
         with (
-            ProcessPoolExecutor(args.jobs) as pool,
+            ProcessPoolExecutor(args.jobs, initializer=follow_parent) as pool,
             tqdm(total=len(missing), desc=name, disable=not sys.stderr.isatty(), dynamic_ncols=True) as bar,
         ):
             try:
                 for chunk, told in zip(chunks, pool.map(partial(make, images), chunks), strict=True):
                     wrong += told
                     bar.update(len(chunk))
-            except OSError as error:
+            except BaseException as error:
                 pool.shutdown(cancel_futures=True)
-                raise UserError(f"--cache {args.cache}: {error}; free some space and run this again") from error
+                if isinstance(error, BrokenProcessPool):
+                    raise UserError(
+                        "a process was killed, most likely for memory; the same with --jobs 1 goes on"
+                    ) from error
+                if isinstance(error, OSError):
+                    raise UserError(f"--cache {args.cache}: {error}; free some space and run this again") from error
+                raise
         seconds = time.perf_counter() - started
         print(f"{name}: {len(missing) - len(wrong)} made in {seconds:.1f} s ({len(missing) / seconds:.0f} images/s)")
         if wrong:

@@ -25,21 +25,38 @@ EARTH_RADIUS = 6_378_137.0  # metres, WGS 84
 
 
 def label_errors(data):
-    """(N, 4) pixels between each label's camera position and the one the coordinates in the file names give."""
-    errors = np.empty(data.tiles.shape)
+    """(n,) pixels between the labels' camera positions and those that the coordinates in the file names give."""
+    errors = np.full(data.tiles.shape, np.nan)  # stays so for a tile that is not there
     cache, record = {}, data.root / "city.json"  # a procedural city has one resolution, and tells it
-    told = json.loads(record.read_text(encoding="utf-8"))["metres_per_pixel"] if record.is_file() else None
+    told = _resolution(record) if record.is_file() else None
     for i, (panorama, tiles) in enumerate(zip(data.ground, data.tiles, strict=True)):
         city = _city(panorama)
         _, lat, lng, _ = panorama.rsplit("/", 1)[1].split(",")
         metres = told or RESOLUTION[data.label_version][city]
         for column, tile in enumerate(tiles):
+            if tile < 0:
+                continue
             if tile not in cache:
                 cache[tile] = tuple(map(float, data.aerial[tile].rsplit("/", 1)[1][: -len(".png")].split("_")[1:]))
             south = np.radians(cache[tile][0] - float(lat)) * EARTH_RADIUS / metres
             west = np.radians(cache[tile][1] - float(lng)) * EARTH_RADIUS * np.cos(np.radians(float(lat))) / metres
             errors[i, column] = np.abs(data.deltas[i, column] - (south, west)).max()
-    return errors
+    return errors[np.isfinite(errors)]
+
+
+def _resolution(record):
+    """Metres per pixel of a procedural city, from its city.json."""
+    try:
+        return float(json.loads(record.read_text(encoding="utf-8"))["metres_per_pixel"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{record} cannot be read as the record of a city ({error}); remove it") from error
+
+
+def _not_there(data, most=3):
+    """ ", 4 left out (not there: a, b, c and 2 more)" """
+    more = f" and {len(data.lacking) - most} more" if len(data.lacking) > most else ""
+    named = f" (not there: {', '.join(data.lacking[:most])}{more})" if data.lacking else ""
+    return f", {data.missing} left out{named}"
 
 
 def _city(path):
@@ -68,7 +85,7 @@ def check_vigor(args):
     ]
     seconds = time.perf_counter() - started
     for data in splits:
-        left = "" if args.no_images else f", {data.missing} and {data.missing_tiles} left out (files missing)"
+        left = "" if args.no_images else _not_there(data)
         print(f"{data.split}: {len(data.ground)} panoramas of {', '.join(there)}, {len(data.aerial)} tiles{left}")
     print(f"read in {seconds:.1f} s")
     if any(data.positions is None for data in splits):
@@ -92,7 +109,7 @@ def check_one_to_one(args):
                 raise
             print(f"{split}: {str(error).splitlines()[0]}")
             continue
-        left = "" if args.no_images else f", {data.missing} left out (files missing)"
+        left = "" if args.no_images else _not_there(data)
         print(f"{split}: {len(data)} pairs{left}")
 
 

@@ -70,8 +70,11 @@ def require(folder, names, hint):
         raise UserError(f"{folder} lacks {', '.join(lacking)}; {hint}")
 
 
-def run_options(folder, data_root=None):
-    """The options of a run from its args.json, completed with train.py's defaults, set to evaluate."""
+def run_options(folder, data_root=None, evaluation=False):
+    """The options of a run from its args.json, completed with train.py's defaults, set to evaluate.
+
+    With `evaluation`, those of its last evaluation, which may have looked at other data than the training.
+    """
     from utils.flags import DATASETS, build_parser
 
     recorded = read_json(Path(folder) / "args.json")
@@ -79,6 +82,10 @@ def run_options(folder, data_root=None):
         raise UserError(f"{Path(folder) / 'args.json'} names no dataset; give the folder of a run of train.py")
     if recorded["dataset"] not in DATASETS:
         raise UserError(f"{Path(folder) / 'args.json'} names {recorded['dataset']!r}; expected {', '.join(DATASETS)}")
+    if evaluation:
+        last = read_json(Path(folder) / "metrics.json")
+        recorded |= last.get("data", {}) | {"eval_split": last.get("split")}
+        recorded["seed"] = last.get("seed", recorded.get("seed"))
     options = vars(build_parser().parse_args([])) | recorded | {"evaluate": True}
     return SimpleNamespace(**options | {"data_root": data_root or recorded.get("data_root"), "cache": None})
 
@@ -139,13 +146,11 @@ def load_evaluation(folder, data_root=None):
     from dataset.build import build_datasets
 
     descriptors = load_descriptors(folder)
-    options = run_options(folder, data_root)
-    recorded = read_json(Path(folder) / "metrics.json")
-    if recorded.get("search_north"):
+    options = run_options(folder, data_root, evaluation=True)
+    if read_json(Path(folder) / "metrics.json").get("search_north"):
         raise UserError(
             f"{folder} was evaluated with --search-north, whose turned descriptors are not saved; evaluate it without"
         )
-    options.eval_split = recorded.get("split")  # may differ from the training's
     _, query, reference = build_datasets(options)
     if (len(query), len(reference)) != tuple(map(len, descriptors)):
         raise UserError(
@@ -172,6 +177,11 @@ def load_model(folder):
     model = build_model(options)
     load_weights(model, state)
     return model.eval(), options
+
+
+def shorten(text, most):
+    """The text, its middle left out where it is longer than `most`."""
+    return text if len(text) <= most else f"{text[: most // 2 - 1]} … {text[-(most // 2 - 2) :]}"
 
 
 def unit(rows):

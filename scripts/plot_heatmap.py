@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from scripts.figures import add_query_flags, chosen_queries, load_model, run_names, save_figure
+from scripts.figures import add_query_flags, chosen_queries, load_model, run_names, save_figure, shorten
 from utils.arguments import Parser, mistakes_told
 from utils.errors import UserError
 
@@ -30,6 +30,7 @@ SHOWN_HEIGHT = 256  # pixels of a panorama on the page
 BLOCKS = 2  # queries side by side
 BLOCK_WIDTH, LABEL, LETTERS = 6.6, 0.5, 0.26  # inches; LABEL left of a block, LETTERS above it
 VIEWS = ("ground", "aerial")
+SAME = ("dataset", "data_root", "cross", "vigor_cities", "eval_split", "fov", "orientation")  # of all runs on a page
 
 
 def attend(model, ground, aerial):
@@ -92,6 +93,8 @@ def attend_queries(folder, data_root, rows):
 
     model, options = load_model(folder)
     options.data_root = data_root or options.data_root
+    if options.data_root:
+        options.data_root = str(Path(options.data_root).resolve())
     _, query, reference = build_datasets(options)
     chosen = rows(len(query))
     images = [torch.stack([query[i].image for i in chosen])]
@@ -159,11 +162,6 @@ def draw_row(axes, pictured, label, turned, heats=None):
     axes[0].set_ylabel("\n".join(shorten(line, 24) for line in label.split("\n")), fontsize=8.5)
 
 
-def shorten(text, most):
-    """The text, its middle left out where it is longer than `most`."""
-    return text if len(text) <= most else f"{text[: most // 2 - 1]} … {text[-(most // 2 - 2) :]}"
-
-
 def main(argv=None):
     parser = Parser(__doc__)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of trained runs, on the same data")
@@ -177,8 +175,12 @@ def main(argv=None):
         found = [attend_queries(folder, args.data_root, partial(chosen_queries, args)) for folder in args.runs]
         options, rows, _ = found[-1]
         for (other, _, _), folder in zip(found, args.runs, strict=True):
-            if (other.dataset, other.cross) != (options.dataset, options.cross):
-                raise UserError(f"{folder} and {args.runs[-1]} were trained on different data sets; give runs of one")
+            for name in SAME if options.orientation != "unknown" else (*SAME, "seed"):
+                if (given := getattr(other, name)) != (last := getattr(options, name)):
+                    raise UserError(
+                        f"{folder} and {args.runs[-1]} look at different images: {name} is {given} and {last}; give "
+                        "runs that look at the same"
+                    )
         panels = {name: heats for name, (_, _, heats) in zip(names, found, strict=True)}
         turned = bool(options.fov % 360) or options.orientation == "unknown"
         figure = draw(images_to_show(options, rows), rows, panels, turned)

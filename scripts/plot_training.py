@@ -51,8 +51,9 @@ def draw(histories):
     from matplotlib.ticker import MaxNLocator
 
     figure, (loss, similarity, recall) = plt.subplots(1, 3, figsize=(12.5, 3.9), sharex=True)
+    colours = [f"C{n}" for n in range(10)] if len(histories) <= 10 else plt.get_cmap("turbo", len(histories)).colors
     for number, history in enumerate(histories.values()):
-        colour = f"C{number}"
+        colour = colours[number]
         loss.plot(*curve(history, "loss"), color=colour, **marked(history, "loss"))
         for key, style, _ in SIMILARITIES:
             similarity.plot(*curve(history, key), color=colour, linestyle=style, **marked(history, key))
@@ -72,7 +73,7 @@ def draw(histories):
 
     similarity.legend(handles=[styled(style, label) for _, style, label in SIMILARITIES], fontsize=9, frameon=False)
     recall.legend(handles=[styled(style, key, marker) for key, style, marker in RECALLS], fontsize=9, frameon=False)
-    handles = [Line2D([], [], color=f"C{n}", linewidth=2.5, label=name) for n, name in enumerate(histories)]
+    handles = [Line2D([], [], color=colours[n], linewidth=2.5, label=name) for n, name in enumerate(histories)]
     longest = max(len(name) for name in histories)
     columns = max(1, min(len(handles), 150 // (longest + 6)))  # that the page is wide
     lines = -(-len(handles) // columns)

@@ -27,6 +27,7 @@ from scripts.figures import (
     run_names,
     run_options,
     save_figure,
+    shorten,
     unit,
 )
 from scripts.tsne import tsne
@@ -76,7 +77,7 @@ def read_run(folder, data_root):
     from dataset.build import LAYOUTS
 
     query, reference = load_descriptors(folder)
-    if LAYOUTS[run_options(folder).dataset].one_to_one:
+    if LAYOUTS[run_options(folder, evaluation=True).dataset].one_to_one:
         return Paired(unit(query), unit(reference), np.arange(len(query)))
     query, reference, listed, _ = load_evaluation(folder, data_root)
     return Paired(query, reference, listed.labels)
@@ -117,7 +118,7 @@ def draw_panel(axis, name, paired, chosen, perplexity, seed):
     axis.set(xticks=[], yticks=[], aspect="equal")
     axis.set_adjustable("datalim")
     numbers = f"R@1 {100 * np.mean(ranks == 0):.1f} %, pair distance {ratio:.3f} of the mean distance"
-    axis.set_title(f"{name}\n{numbers}" if name else numbers, fontsize=10)
+    axis.set_title(f"{shorten(name, 50)}\n{numbers}" if name else numbers, fontsize=10)
     return (
         f"{name or 'descriptors'}: {numbers} ({len(paired.query)} queries, gallery of {len(paired.reference)}); "
         f"drawn: {len(chosen)} pairs, KL divergence {divergence[-1]:.3f}"

@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/setup.sh requirements.txt
 
-data=data/city_cvusa
+data=data/quickstart
 out=runs/quickstart
 for ((i = 1; i <= $#; i++)); do # the folder that the arguments name, if they do
     next=$((i + 1))
@@ -18,19 +18,19 @@ say() { printf '\n== %s\n' "$*"; }
 run() { echo "+ ${*/#"$PYTHON"/python}"; "$@"; }
 
 say "A city: 3,000 places to train on, 500 others to find (skipped where it is there already)"
-run "$PYTHON" scripts/make_city.py --layout cvusa --out $data --train 3000 --test 500 --seed 0
+run "$PYTHON" scripts/make_city.py --layout cvusa --out "$data" --train 3000 --test 500 --seed 0
 
 say "Training"
-run "$PYTHON" -u train.py --dataset cvusa --data-root $data --save_path $out \
+run "$PYTHON" -u train.py --dataset cvusa --data-root "$data" --save_path "$out" \
     --arch test_resnet --pretrained none --ground-size 64 256 --aerial-size 128 128 --cache data/cache \
     --op adamw --lr 0.002 --wd 0.03 --cos --mining --batch-size 16 --augment \
     --epochs 12 --eval-every 12 --print-freq 50 --seed 0 "$@"
 
 say "Evaluation"
-run "$PYTHON" train.py --dataset cvusa --data-root $data --save_path $out -e
-run "$PYTHON" scripts/plot_retrieval.py $out
+run "$PYTHON" train.py --dataset cvusa --data-root "$data" --save_path "$out" -e
+run "$PYTHON" scripts/plot_retrieval.py "$out"
 
 say "Places never seen in training"
-"$PYTHON" scripts/show_metrics.py $out
+"$PYTHON" scripts/show_metrics.py "$out"
 echo
 echo "Look at $out/retrieval.png and $out/recall.png."

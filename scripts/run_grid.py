@@ -131,7 +131,7 @@ def write_results(runs, out, name):
     lines = ["| | " + " | ".join(heads) + " |", "|---|" + "---|" * len(heads)]
     for variant in variants:
         cells = [spread(results[data, variant][measure], digits=1) for data, measure in columns]
-        lines.append(f"| {variant} | " + " | ".join(cells) + " |")
+        lines.append(f"| {variant.replace('|', '/')} | " + " | ".join(cells) + " |")
     (out / f"{name}.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return "\n".join(lines)
 
@@ -142,8 +142,9 @@ def plot(runs, out, name):
 
     results = collect(runs, out)
     datasets, variants = _order(runs)
+    width = 0.09 * max(map(len, variants)) + 3.2 * len(datasets)  # inches; names stand on the left
     figure, axes = plt.subplots(
-        1, len(datasets), figsize=(1.5 + 3.2 * len(datasets), 0.9 + 0.42 * len(variants)), sharey=True, squeeze=False
+        1, len(datasets), figsize=(width, 0.9 + 0.42 * len(variants)), sharey=True, squeeze=False
     )
     for axis, data in zip(axes[0], datasets, strict=True):
         for row, variant in enumerate(variants):

@@ -1,5 +1,9 @@
 import os
 import pickle
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import make_data
 import numpy as np
@@ -164,6 +168,39 @@ def test_build_cache_makes_what_a_run_reads(roots, tmp_path, capsys):
     assert "made" not in told and told.count(" are there") == 4
     data = CVUSA(roots["cvusa"], "val", ground_size=(32, 128), aerial_size=(64, 64), cache=tmp_path / "c")
     assert data.ground_images.present().all() and data.aerial_images.present().all()
+
+
+def test_ctrl_c_ends_build_cache_though_workers_wait(tmp_path):
+    """More workers than there is work for: they wait for the queue when the signal reaches the group."""
+    make_data.write_cvusa(tmp_path / "d", train=60, val=3)
+    code = (
+        "import time\nfrom scripts import build_cache\nmake = build_cache.make\n"
+        "def slow(images, rows):\n    print('begun', flush=True)\n    time.sleep(2)\n    return make(images, rows)\n"
+        f"build_cache.make = slow\nbuild_cache.main(['--dataset', 'cvusa', '--data-root', {str(tmp_path / 'd')!r}, "
+        f"'--cache', {str(tmp_path / 'c')!r}, '--jobs', '8'])\n"
+    )
+    run = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True, cwd=Path(__file__).parent.parent,
+    )  # fmt: skip
+    for line in run.stdout:
+        if "begun" in line:
+            break
+    os.killpg(run.pid, signal.SIGINT)
+    _, error = run.communicate(timeout=60)
+    assert run.returncode == 130 and "Traceback" not in error and "the same command goes on" in error
+
+
+def test_a_killed_worker_of_build_cache_is_told(tmp_path, monkeypatch, capsys):
+    make_data.write_cvusa(tmp_path / "d", train=4, val=3)
+    monkeypatch.setattr(build_cache, "make", killed)
+    with pytest.raises(SystemExit) as stop:
+        build_cache.main(["--dataset", "cvusa", "--data-root", str(tmp_path / "d"), "--cache", str(tmp_path / "c")])
+    assert stop.value.code == 2 and "most likely for memory" in capsys.readouterr().err
+
+
+def killed(images, rows):
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_build_cache_names_an_image_that_cannot_be_read_and_makes_the_others(tmp_path, capsys):

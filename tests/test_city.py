@@ -3,8 +3,10 @@
 import errno
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ import pytest
 from PIL import Image
 from scipy.io import loadmat
 
+from dataset import VIGOR
 from dataset.city import (
     Building,
     City,
@@ -30,6 +33,7 @@ from dataset.city.writing import write_image
 from scripts import check_data
 from scripts.make_city import main
 
+REPO = Path(__file__).parent.parent
 DIRECTIONS = {"south-west": (-1, -1), "north-west": (-1, 1), "north-east": (1, 1), "south-east": (1, -1)}  # strips 1..4
 
 
@@ -153,6 +157,43 @@ def test_the_bytes_do_not_depend_on_the_jobs_nor_on_an_interruption(cvusa, tmp_p
     write_city("cvusa", again, seed=3, train=10, test=5, jobs=2)
     assert files_of(again) == files_of(cvusa)
     assert (again / "bingmap" / "19" / "0000001.jpg").stat().st_mtime_ns == untouched
+
+
+def test_the_same_cvact_is_the_same_bytes(tmp_path, monkeypatch):
+    made = []
+    for name, clock in (("a", 0), ("b", 10**9)):
+        monkeypatch.setattr(time, "asctime", lambda clock=clock: time.strftime("%c", time.gmtime(clock)))
+        made.append(files_of(write_city("cvact", tmp_path / name, train=2, val=2, test=2, jobs=1)))
+    assert made[0] == made[1]
+
+
+def test_what_a_full_disk_left_does_not_stop_the_same_command(tmp_path, monkeypatch):
+    def full(self, text):
+        self.touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", full)
+        with pytest.raises(OSError, match="No space"):
+            write_city("cvusa", tmp_path / "city", train=1, test=1, jobs=1)
+    assert not list((tmp_path / "city").iterdir())
+    (tmp_path / "city" / ".city.unfinished.json.part").touch()  # of a process that was killed
+    write_city("cvusa", tmp_path / "city", train=1, test=1, jobs=1)
+
+
+def test_ctrl_c_leaves_the_images_not_begun(tmp_path):
+    command = ["--layout", "vigor", "--out", str(tmp_path / "v"), "--cities", "1", "--native", "--jobs", "2"]
+    run = subprocess.Popen(
+        [sys.executable, str(REPO / "scripts" / "make_city.py"), *command, "--panoramas", "200", "--tiles", "144"],
+        stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not list((tmp_path / "v").rglob("*.jpg")):
+        time.sleep(0.1)
+    os.killpg(run.pid, signal.SIGINT)
+    _, error = run.communicate(timeout=120)
+    assert run.returncode == 130 and "Traceback" not in error and "goes on" in error
+    assert 1 <= len(list((tmp_path / "v").rglob("*.jpg"))) < 150
 
 
 def test_another_seed_is_another_city(cvusa, tmp_path):
@@ -346,6 +387,16 @@ def test_check_data_looks_at_the_cities_that_are_there(tmp_path, capsys):
         told = capsys.readouterr().out
         assert "train: 6 panoramas of NewYork, Seattle, 50 tiles, 0 left out" in told
         assert "100.00 % within 6 px" in told and "lacks" in told
+    data = VIGOR(tmp_path, "train", area=("NewYork", "Seattle"))
+    lost = tmp_path / data.aerial[data.tiles[0, 2]]
+    lost.unlink()
+    check_data.main(["--dataset", "vigor", "--data-root", str(tmp_path)])
+    told = capsys.readouterr().out
+    assert "100.00 % within 6 px" in told and f"not there: {lost}" in told
+    (tmp_path / "city.json").write_text("{}")
+    with pytest.raises(SystemExit) as stop:
+        check_data.main(["--dataset", "vigor", "--data-root", str(tmp_path)])
+    assert stop.value.code == 2 and "city.json cannot be read" in capsys.readouterr().err
     with pytest.raises(SystemExit) as stop:
         check_data.main(["--dataset", "cvusa", "--data-root", str(tmp_path)])
     assert stop.value.code == 2 and "is not a CVUSA folder" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """Figures of runs: what they show, that they are written, and mistakes told."""
 
 import json
+import shutil
 from functools import partial
 
 import make_data
@@ -13,6 +14,7 @@ from torch import nn
 from model import FeatureRecombination, FRGeo
 from model.frgeo import Encoder
 from scripts import plot_heatmap, plot_overview, plot_retrieval, plot_training, plot_tsne, tsne
+from scripts.figures import load_evaluation
 from utils.checkpoint import save_checkpoint
 from utils.flags import build_parser
 from utils.options import recorded
@@ -257,7 +259,15 @@ def test_mistakes_with_heatmaps(runs, roots, tmp_path, capsys):
     assert "to evaluate" in refused(plot_heatmap.main, capsys, bare)
     assert "lacks args.json" in refused(plot_heatmap.main, capsys, tmp_path)
     assert "--queries 99 is not a query" in refused(plot_heatmap.main, capsys, runs["cvusa"], "--queries", "99")
-    assert "different data sets" in refused(plot_heatmap.main, capsys, runs["cvact"], runs["cvusa"])
+    assert "dataset is cvact and cvusa" in refused(plot_heatmap.main, capsys, runs["cvact"], runs["cvusa"])
+    args = json.loads((runs["gap"] / "args.json").read_text())
+    for changed in ({"fov": 180}, {"orientation": "unknown", "seed": 7}, {"vigor_cities": ["Seattle"]}):
+        for name, options in (("other", args | changed), ("same", args | changed | {"seed": 8})):
+            (tmp_path / name).mkdir(exist_ok=True)
+            (tmp_path / name / "args.json").write_text(json.dumps(options))
+            shutil.copy(runs["gap"] / "model_best.pth.tar", tmp_path / name)
+        last = tmp_path / "same" if "seed" in changed else runs["gap"]
+        assert "look at different images" in refused(plot_heatmap.main, capsys, tmp_path / "other", last)
 
 
 # Curves, retrieval, overview.
@@ -300,6 +310,27 @@ def test_retrieval_examples(runs, layout, tmp_path):
 def test_retrieval_refuses_queries_that_are_not_there(runs, tmp_path, capsys):
     error = refused(plot_retrieval.main, capsys, runs["cvusa"], "--queries", "0", "99", "--out", str(tmp_path))
     assert "--queries 99 is not a query" in error and not list(tmp_path.iterdir())
+
+
+def test_figures_show_the_data_of_the_evaluation(runs, roots, tmp_path, capsys):
+    """A run trained on one data set and evaluated on another of as many pairs."""
+    mixed = tmp_path / "mixed"
+    shutil.copytree(runs["cvusa"], mixed)
+    metrics = json.loads((mixed / "metrics.json").read_text())
+    data = {"dataset": "cvact", "data_root": str(roots["cvact"]), "orientation": "aligned"}
+    (mixed / "metrics.json").write_text(json.dumps(metrics | {"dataset": "cvact", "data": data}))
+    _, _, query, reference = load_evaluation(mixed)
+    assert query.name == reference.name == "cvact" and str(roots["cvact"]) in query.ground[0]
+    plot_retrieval.main([str(mixed), "--count", "1"])
+    plot_tsne.main([str(mixed)])
+
+
+def test_many_runs_and_long_names_stay_apart(runs, tmp_path):
+    names = [f"run {n} of a name that is long enough to fill a line of its own, and more {n}" for n in range(12)]
+    history = [{"epoch": e, "loss": 1 / e, "R@1": 10.0} for e in (1, 2)]
+    figure = plot_training.draw(dict.fromkeys(names, history))
+    colours = {tuple(line.get_color()) for line in figure.axes[0].lines}
+    assert len(colours) == 12
 
 
 def test_retrieval_refuses_other_data(runs, roots, tmp_path, capsys):

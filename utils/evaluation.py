@@ -15,11 +15,14 @@ from utils.images import collate, to_device
 from utils.launch import loader_workers
 from utils.logging import describe_metrics, progress_bar
 from utils.metrics import Ranks, rank_queries, recalls, summarise
-from utils.options import run_name
+from utils.options import recorded, run_name
 from utils.run_files import DESCRIPTOR_FILES, read_rows
 from utils.seeding import seed_worker
 
 log = logging.getLogger(__name__)
+
+# The options that say which images were evaluated; with them an evaluation's figures find its data again.
+DATA_OPTIONS = ("dataset", "data_root", "cross", "vigor_cities", "vigor_labels", "fov", "orientation")
 
 
 def evaluate(model, query, reference, args, device):
@@ -114,6 +117,7 @@ def record(metrics, datasets, args, files, weights, epoch, started, descriptors=
         "pool": args.pool,
         "regions": args.regions,
     }
+    told["data"] = {name: recorded(args)[name] for name in DATA_OPTIONS}
     if args.dataset == "vigor":
         told["labels"] = args.vigor_labels
     if query.orientation == "unknown" and args.seed is not None:

@@ -3,16 +3,14 @@
 import ctypes
 import logging
 import os
-import signal
 import sys
-import threading
-from multiprocessing import connection, parent_process
 
 import torch
 import torch.multiprocessing as mp
 
 from utils import distributed
 from utils.errors import UserError
+from utils.workers import follow_parent
 
 # glibc's malloc.h: parameters of mallopt, and what they are set to.
 KEEP = {-1: 2**31 - 1, -2: 2**26, -3: 2**25}  # trim threshold, top padding, mmap threshold (its maximum), in bytes
@@ -132,8 +130,7 @@ def _child(local_rank, function, args, url, node, nodes, here, told):
     """One process of this node; what it has to tell goes to the parent."""
     if sys.platform == "linux":  # for loader processes: spawned ones import torch first, at every evaluation
         mp.set_start_method("fork", force=True)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    follow_parent()
     rank = node * here + local_rank
 
     def telling(args, device):
@@ -151,9 +148,3 @@ def _child(local_rank, function, args, url, node, nodes, here, told):
         sys.exit(2)
     if rank == 0:
         told.put(("result", result))
-
-
-def _end_with_parent():
-    """A parent that is killed takes its processes with it, wherever they are."""
-    connection.wait([parent_process().sentinel])
-    os._exit(1)

@@ -66,7 +66,7 @@ class RunFiles:
         return {}
 
     def open(self, fresh):
-        """Make the folder; with `fresh`, move the files of an earlier training to previous-1, previous-2, ...
+        """Make the folder; with `fresh`, move the files of an earlier run to previous-1, previous-2, ...
 
         Raises:
             UserError: the folder cannot be made or written to.
@@ -78,7 +78,7 @@ class RunFiles:
             probe.unlink()
             names = (*WRITTEN_BY_TRAINING, *DESCRIPTOR_FILES)
             earlier = [self.folder / name for name in names if (self.folder / name).exists()]
-            if fresh and (self.checkpoint in earlier or self.best in earlier):
+            if fresh and earlier:
                 number = 1
                 while (self.folder / f"previous-{number}").exists():
                     number += 1

@@ -1,10 +1,13 @@
 """CVACT's list of panoramas, `ACT_data.mat`."""
 
+import io
 import os
 
 import numpy as np
 from scipy.io import savemat
 
+# A .mat file begins with 116 bytes of text; scipy's tell the time, and the same city is the same bytes.
+HEADER = b"MATLAB 5.0 MAT-file of a procedural city".ljust(116)
 # Where the map's origin lies in Canberra, UTM zone 55 south, metres.
 EASTING, NORTHING = 693000.0, 6090000.0
 
@@ -21,7 +24,13 @@ def write_mat(out, cameras):
         "valSet": {"valInd": column["val"]},
         "valSetAll": {"valInd": column["test"]},
     }
+    whole = io.BytesIO()
+    savemat(whole, content)
+    whole.getbuffer()[: len(HEADER)] = HEADER
     part = out / ".ACT_data.mat.part"
-    with open(part, "wb") as file:
-        savemat(file, content)
-    os.replace(part, out / "ACT_data.mat")
+    try:
+        part.write_bytes(whole.getbuffer())
+        os.replace(part, out / "ACT_data.mat")
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise

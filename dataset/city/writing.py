@@ -4,13 +4,11 @@ import io
 import json
 import logging
 import os
-import signal
-import threading
 import time
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from functools import lru_cache
-from multiprocessing import connection, get_context, parent_process
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +16,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from utils.errors import UserError
+from utils.workers import follow_parent
 
 from .plan import City
 from .render import region_raster, render_aerial, render_ground
@@ -82,8 +81,12 @@ def write_image(path, pixels):
 
 def write_text(path, text):
     part = path.with_name(f".{path.name}.part")
-    part.write_text(text)
-    os.replace(part, path)
+    try:
+        part.write_text(text)
+        os.replace(part, path)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
 
 
 def render_region(root, region):
@@ -96,6 +99,8 @@ def render_region(root, region):
     city = _city(region.seed, region.index, region.style)
     raster = region_raster(city, region.box, region.cell)
     for shot in missing:
+        if _stop is not None and _stop.is_set():
+            return
         rng = np.random.default_rng(shot.key)
         north = region.style.sun_from_north
         if shot.view == "aerial":
@@ -111,17 +116,14 @@ def _city(seed, index, style):
     return City(seed, index, style)
 
 
-_done = None  # counter shared by the processes
+_done = _stop = None  # shared by the processes: images so far, and whether to leave the rest
 
 
-def _share(counter):
-    """Set up a process of the pool: it counts with the others, and ends with its parent."""
-    global _done
-    _done = counter
-    parent = parent_process()
-    if parent is not None:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent answers Ctrl+C
-        threading.Thread(target=lambda: (connection.wait([parent.sentinel]), os._exit(1)), daemon=True).start()
+def _share(counter, stop):
+    """Set up a process of the pool: it counts and stops with the others, and ends with its parent."""
+    global _done, _stop
+    _done, _stop = counter, stop
+    follow_parent()
 
 
 def _count(n):
@@ -136,7 +138,7 @@ def render_all(root, regions, jobs):
     for folder in {os.path.dirname(s.path) for r in regions for s in r.shots}:
         (Path(root) / folder).mkdir(parents=True, exist_ok=True)
     context = get_context()
-    counter = context.Value("q", 0)
+    counter, stop = context.Value("q", 0), context.Event()
     with tqdm(total=total, unit="img", disable=None, desc="rendering") as bar:
         if jobs == 1:
             global _done
@@ -145,7 +147,7 @@ def render_all(root, regions, jobs):
                 render_region(root, region)
                 bar.update(counter.value - bar.n)
             return
-        with ProcessPoolExecutor(jobs, context, _share, (counter,)) as pool:
+        with ProcessPoolExecutor(jobs, context, _share, (counter, stop)) as pool:
             try:
                 waiting = {pool.submit(render_region, str(root), region) for region in regions}
                 while waiting:
@@ -154,6 +156,7 @@ def render_all(root, regions, jobs):
                     for future in done:
                         future.result()
             except BaseException:
+                stop.set()
                 pool.shutdown(cancel_futures=True)
                 raise
 
@@ -168,7 +171,7 @@ def open_folder(root, arguments):
     wanted = {"version": VERSION, **arguments}
     try:
         root.mkdir(parents=True, exist_ok=True)
-        entries = sorted(p.name for p in root.iterdir())
+        entries = sorted(p.name for p in root.iterdir() if not (p.name.startswith(".") and p.suffix == ".part"))
         for name in (FINISHED, UNFINISHED):
             if name in entries:
                 found = _read_arguments(root / name)
