@@ -3,7 +3,7 @@
 # procedural city in VIGOR's layout, cross-area, three seeds each. Two rows show what the others already have: a loss over
 # the whole batch (on several processes: --gather), and semi-positives that are never negatives.
 #
-#   bash scripts/beyond.sh            sizes for 2 cores without a GPU (an hour)
+#   bash scripts/beyond.sh            sizes for 2 cores without a GPU (over an hour)
 #   bash scripts/beyond.sh --full     ConvNeXt-T at the paper's image sizes, for a GPU
 #
 # JOBS=N runs N trainings at a time (default: 2; 1 with --full). Interrupted and run again, it goes on. Data are shared with
