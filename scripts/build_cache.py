@@ -22,7 +22,7 @@ from utils.arguments import Parser, mistakes_told, positive
 from utils.errors import UserError
 from utils.flags import DATASETS
 from utils.launch import cores
-from utils.workers import follow_parent
+from utils.workers import follow_parent, starting_workers
 
 CHUNK = 16  # images a worker makes at once
 
@@ -65,7 +65,9 @@ def fill(args):
             tqdm(total=len(missing), desc=name, disable=not sys.stderr.isatty(), dynamic_ncols=True) as bar,
         ):
             try:
-                for chunk, told in zip(chunks, pool.map(partial(make, images), chunks), strict=True):
+                with starting_workers():
+                    results = pool.map(partial(make, images), chunks)
+                for chunk, told in zip(chunks, results, strict=True):
                     wrong += told
                     bar.update(len(chunk))
             except BaseException as error:

@@ -1,5 +1,7 @@
 """Small copies of the layouts, written with nothing but NumPy, Pillow and SciPy, and runs on them."""
 
+import signal
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -38,6 +40,11 @@ def stopped_after(epochs, arguments):
         patch.setattr(train.RunFiles, "save_epoch", stop)
         with pytest.raises(StopError):
             train.main(arguments)
+
+
+def heed_ctrl_c():
+    """For `subprocess`' preexec_fn: a shell starts background jobs, tests among them, with SIGINT ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def flags(root, out, *more, dataset="cvusa"):

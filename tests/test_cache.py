@@ -181,7 +181,7 @@ def test_ctrl_c_ends_build_cache_though_workers_wait(tmp_path):
     )
     run = subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        start_new_session=True, cwd=Path(__file__).parent.parent,
+        start_new_session=True, preexec_fn=make_data.heed_ctrl_c, cwd=Path(__file__).parent.parent,
     )  # fmt: skip
     for line in run.stdout:
         if "begun" in line:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from make_data import heed_ctrl_c
 from PIL import Image
 from scipy.io import loadmat
 
@@ -185,7 +186,7 @@ def test_ctrl_c_leaves_the_images_not_begun(tmp_path):
     command = ["--layout", "vigor", "--out", str(tmp_path / "v"), "--cities", "1", "--native", "--jobs", "2"]
     run = subprocess.Popen(
         [sys.executable, str(REPO / "scripts" / "make_city.py"), *command, "--panoramas", "200", "--tiles", "144"],
-        stderr=subprocess.PIPE, text=True, start_new_session=True,
+        stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=heed_ctrl_c,
     )  # fmt: skip
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not list((tmp_path / "v").rglob("*.jpg")):

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 import torch.multiprocessing as mp
-from make_data import ASAM, flags
+from make_data import ASAM, flags, heed_ctrl_c
 from torch.nn.parallel import DistributedDataParallel
 
 import train
@@ -270,6 +270,7 @@ def begun(words, root, folder, *more, **streams):
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=heed_ctrl_c,
         **streams,
     )
     for line in run.stdout:

@@ -10,7 +10,7 @@ import torch.multiprocessing as mp
 
 from utils import distributed
 from utils.errors import UserError
-from utils.workers import follow_parent
+from utils.workers import follow_parent, starting_workers
 
 # glibc's malloc.h: parameters of mallopt, and what they are set to.
 KEEP = {-1: 2**31 - 1, -2: 2**26, -3: 2**25}  # trim threshold, top padding, mmap threshold (its maximum), in bytes
@@ -35,7 +35,8 @@ def launch(function, args):
     logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # that it ends the others is expected
     url = args.dist_url or f"tcp://127.0.0.1:{distributed.free_port()}"
     told = mp.get_context("spawn").SimpleQueue()
-    running = mp.spawn(_child, args=(function, args, url, node, nodes, here, told), nprocs=here, join=False)
+    with starting_workers():
+        running = mp.spawn(_child, args=(function, args, url, node, nodes, here, told), nprocs=here, join=False)
     try:
         while not running.join():
             pass

@@ -1,9 +1,23 @@
-"""What a worker process owes the process that started it."""
+"""Worker processes leave Ctrl-C to the process that started them, and end with it."""
 
 import os
 import signal
 import threading
+from contextlib import contextmanager
 from multiprocessing import connection, parent_process
+
+
+@contextmanager
+def starting_workers():
+    """Processes started herein are born with SIGINT blocked, until `follow_parent` has it ignored.
+
+    Here a Ctrl-C waits until the block is left.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def follow_parent():

@@ -16,7 +16,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from utils.errors import UserError
-from utils.workers import follow_parent
+from utils.workers import follow_parent, starting_workers
 
 from .plan import City
 from .render import region_raster, render_aerial, render_ground
@@ -149,7 +149,8 @@ def render_all(root, regions, jobs):
             return
         with ProcessPoolExecutor(jobs, context, _share, (counter, stop)) as pool:
             try:
-                waiting = {pool.submit(render_region, str(root), region) for region in regions}
+                with starting_workers():
+                    waiting = {pool.submit(render_region, str(root), region) for region in regions}
                 while waiting:
                     done, waiting = wait(waiting, 0.3, FIRST_EXCEPTION)
                     bar.update(counter.value - bar.n)
