@@ -24,7 +24,7 @@ say "Training"
 run "$PYTHON" -u train.py --dataset cvusa --data-root "$data" --save_path "$out" \
     --arch test_resnet --pretrained none --ground-size 64 256 --aerial-size 128 128 --cache data/cache \
     --op adamw --lr 0.002 --wd 0.03 --cos --mining --batch-size 16 --augment \
-    --epochs 12 --eval-every 12 --print-freq 50 --seed 0 "$@"
+    --epochs 12 --eval-every 2 --print-freq 50 --seed 0 "$@"
 
 say "Evaluation"
 run "$PYTHON" train.py --dataset cvusa --data-root "$data" --save_path "$out" -e
