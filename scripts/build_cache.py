@@ -70,15 +70,12 @@ def fill(args):
                 for chunk, told in zip(chunks, results, strict=True):
                     wrong += told
                     bar.update(len(chunk))
-            except BaseException as error:
+            except BrokenProcessPool as error:
+                raise UserError("a process was killed, most likely for memory; with --jobs 1 it goes on") from error
+            except OSError as error:
+                raise UserError(f"--cache {args.cache}: {error}; free some space and run this again") from error
+            finally:
                 pool.shutdown(cancel_futures=True)
-                if isinstance(error, BrokenProcessPool):
-                    raise UserError(
-                        "a process was killed, most likely for memory; the same with --jobs 1 goes on"
-                    ) from error
-                if isinstance(error, OSError):
-                    raise UserError(f"--cache {args.cache}: {error}; free some space and run this again") from error
-                raise
         seconds = time.perf_counter() - started
         print(f"{name}: {len(missing) - len(wrong)} made in {seconds:.1f} s ({len(missing) / seconds:.0f} images/s)")
         if wrong:

@@ -84,7 +84,10 @@ def run_options(folder, data_root=None, evaluation=False):
         raise UserError(f"{Path(folder) / 'args.json'} names {recorded['dataset']!r}; expected {', '.join(DATASETS)}")
     if evaluation:
         last = read_json(Path(folder) / "metrics.json")
-        recorded |= last.get("data", {}) | {"eval_split": last.get("split")}
+        recorded |= last.get("data", {}) | {
+            "eval_split": last.get("split"),
+            "search_north": last.get("search_north", 0),
+        }
         recorded["seed"] = last.get("seed", recorded.get("seed"))
     options = vars(build_parser().parse_args([])) | recorded | {"evaluate": True}
     return SimpleNamespace(**options | {"data_root": data_root or recorded.get("data_root"), "cache": None})
@@ -147,7 +150,7 @@ def load_evaluation(folder, data_root=None):
 
     descriptors = load_descriptors(folder)
     options = run_options(folder, data_root, evaluation=True)
-    if read_json(Path(folder) / "metrics.json").get("search_north"):
+    if options.search_north:
         raise UserError(
             f"{folder} was evaluated with --search-north, whose turned descriptors are not saved; evaluate it without"
         )

@@ -169,16 +169,15 @@ def test_the_same_cvact_is_the_same_bytes(tmp_path, monkeypatch):
 
 
 def test_what_a_full_disk_left_does_not_stop_the_same_command(tmp_path, monkeypatch):
-    def full(self, text):
-        self.touch()
+    def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_text", full)
+        patch.setattr(Path, "replace", full)
         with pytest.raises(OSError, match="No space"):
             write_city("cvusa", tmp_path / "city", train=1, test=1, jobs=1)
     assert not list((tmp_path / "city").iterdir())
-    (tmp_path / "city" / ".city.unfinished.json.part").touch()  # of a process that was killed
+    (tmp_path / "city" / "city.unfinished.json.partial").touch()  # of a process that was killed
     write_city("cvusa", tmp_path / "city", train=1, test=1, jobs=1)
 
 
@@ -347,7 +346,7 @@ def test_a_full_disk_leaves_nothing_that_looks_complete(tmp_path, capsys, monkey
     told = capsys.readouterr().err
     assert "is full" in told and told.count("\n") == 1
     left = files_of(tmp_path / "c")
-    assert "city.json" not in left and not any(name.endswith((".csv", ".part")) for name in left)
+    assert "city.json" not in left and not any(name.endswith((".csv", ".partial")) for name in left)
     for name in left:
         if name.endswith(".jpg"):
             Image.open(tmp_path / "c" / name).load()

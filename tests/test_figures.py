@@ -325,7 +325,7 @@ def test_figures_show_the_data_of_the_evaluation(runs, roots, tmp_path, capsys):
     plot_tsne.main([str(mixed)])
 
 
-def test_many_runs_and_long_names_stay_apart(runs, tmp_path):
+def test_many_runs_have_a_colour_each():
     names = [f"run {n} of a name that is long enough to fill a line of its own, and more {n}" for n in range(12)]
     history = [{"epoch": e, "loss": 1 / e, "R@1": 10.0} for e in (1, 2)]
     figure = plot_training.draw(dict.fromkeys(names, history))

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import numpy as np
 
+PARTIAL = ".partial"  # ending of a file that is being written
+
 
 @contextmanager
 def whole_file(path):
     """A binary file to write to; it takes its name when the block ends, and leaves nothing behind where that fails."""
     path = Path(path)
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(path.name + PARTIAL)
     try:
         with open(partial, "wb") as file:
             yield file

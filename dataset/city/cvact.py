@@ -6,6 +6,8 @@ import os
 import numpy as np
 from scipy.io import savemat
 
+from utils.writing import whole_file
+
 # A .mat file begins with 116 bytes of text; scipy's tell the time, and the same city is the same bytes.
 HEADER = b"MATLAB 5.0 MAT-file of a procedural city".ljust(116)
 # Where the map's origin lies in Canberra, UTM zone 55 south, metres.
@@ -27,10 +29,5 @@ def write_mat(out, cameras):
     whole = io.BytesIO()
     savemat(whole, content)
     whole.getbuffer()[: len(HEADER)] = HEADER
-    part = out / ".ACT_data.mat.part"
-    try:
-        part.write_bytes(whole.getbuffer())
-        os.replace(part, out / "ACT_data.mat")
-    except OSError:
-        part.unlink(missing_ok=True)
-        raise
+    with whole_file(out / "ACT_data.mat") as file:
+        file.write(whole.getbuffer())

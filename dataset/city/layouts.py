@@ -6,10 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
+from utils.writing import write_text
+
 from .places import choose_places, ward_box
 from .plan import City
 from .style import CANBERRA, TOWN
-from .writing import CityError, Region, Shot, close_folder, identifier, open_folder, render_all, write_text
+from .writing import CityError, Region, Shot, close_folder, identifier, open_folder, render_all
 
 TILE = 72.0  # metres, side of the aerial images of CVUSA and CVACT
 # Sizes of the images: ground (width, height) and aerial side, small and native. Elevation: degrees at the lower and

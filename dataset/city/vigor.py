@@ -6,10 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
+from utils.writing import write_text
+
 from .places import street_places, ward_box, ward_of
 from .plan import PANORAMA, City
 from .style import VIGOR_STYLES
-from .writing import CityError, Region, Shot, close_folder, identifier, open_folder, render_all, write_text
+from .writing import CityError, Region, Shot, close_folder, identifier, open_folder, render_all
 
 METRES_PER_PIXEL = 0.114  # of a tile of 640 pixels, whatever size is written
 PIXELS = 640

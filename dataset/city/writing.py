@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from utils.errors import UserError
 from utils.workers import follow_parent, starting_workers
+from utils.writing import PARTIAL, whole_file, write_text
 
 from .plan import City
 from .render import region_raster, render_aerial, render_ground
@@ -65,28 +66,12 @@ def identifier(*key):
 
 
 def write_image(path, pixels):
-    """Save an image under a temporary name, then rename it: a file that exists is whole."""
-    part = path.with_name(f".{path.name}.part")
+    """Save an image whole or not at all: a file that exists need not be rendered again."""
     options = {"quality": 90, "subsampling": 0} if path.suffix == ".jpg" else {"compress_level": 1}
-    whole = io.BytesIO()  # Pillow writes to a file of its own descriptor, and takes no notice of a full disk
-    Image.fromarray(pixels).save(whole, "JPEG" if path.suffix == ".jpg" else "PNG", **options)
-    try:
-        with open(part, "wb") as file:
-            file.write(whole.getbuffer())
-        os.replace(part, path)
-    except OSError:
-        part.unlink(missing_ok=True)
-        raise
-
-
-def write_text(path, text):
-    part = path.with_name(f".{path.name}.part")
-    try:
-        part.write_text(text)
-        os.replace(part, path)
-    except OSError:
-        part.unlink(missing_ok=True)
-        raise
+    image = io.BytesIO()  # Pillow writes to a file of its own descriptor, and takes no notice of a full disk
+    Image.fromarray(pixels).save(image, "JPEG" if path.suffix == ".jpg" else "PNG", **options)
+    with whole_file(path) as file:
+        file.write(image.getbuffer())
 
 
 def render_region(root, region):
@@ -172,7 +157,7 @@ def open_folder(root, arguments):
     wanted = {"version": VERSION, **arguments}
     try:
         root.mkdir(parents=True, exist_ok=True)
-        entries = sorted(p.name for p in root.iterdir() if not (p.name.startswith(".") and p.suffix == ".part"))
+        entries = sorted(p.name for p in root.iterdir() if p.suffix != PARTIAL)
         for name in (FINISHED, UNFINISHED):
             if name in entries:
                 found = _read_arguments(root / name)
