@@ -1,6 +1,5 @@
 """One dataset class for every layout: panoramas, aerial tiles, and which tiles cover which panorama."""
 
-import os
 from abc import ABC, abstractmethod
 from copy import copy
 from functools import cached_property, partial
@@ -12,6 +11,7 @@ import torch
 from torch.utils.data import Dataset
 
 from dataset.cache import ImageCache, ImageFiles
+from dataset.files import exist
 from dataset.transforms import (
     ImageTransform,
     crop_field_of_view,
@@ -266,33 +266,6 @@ class PairDataset(Dataset, ABC):
         ground = [path for path, kept in zip(listing.ground, keep, strict=True) if kept]
         aerial = [path for path, kept in zip(listing.aerial, has_aerial, strict=True) if kept]
         return Listing(ground, aerial, tiles)
-
-
-def exist(paths):
-    """(N,) bool: which of the paths are there, by one listing of each folder rather than a look at each file."""
-    listed = {}
-    found = np.empty(len(paths), dtype=bool)
-    for i, path in enumerate(paths):
-        folder, name = os.path.split(path)
-        if folder not in listed:
-            try:
-                listed[folder] = set(os.listdir(folder))
-            except OSError:
-                listed[folder] = set()
-        found[i] = name in listed[folder]
-    return found
-
-
-def read_lines(path):
-    """Lines of a text file, without blank ones.
-
-    Raises:
-        UserError: it cannot be read.
-    """
-    try:
-        return [line for line in Path(path).read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"the list {path} cannot be read ({error})") from error
 
 
 def _shown(folder, most=8):

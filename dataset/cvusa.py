@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from dataset.base import Listing, PairDataset, read_lines
+from dataset.base import Listing, PairDataset
+from dataset.files import read_lines
 from utils.errors import UserError
 from utils.geodesy import Positions
 
