@@ -153,7 +153,7 @@ def growth(dataset, device, largest, out):
     """Time of a bfloat16 step over the batch size, as a line of the table each and a plot OUT.png, OUT.pdf."""
     from scripts.figures import save_figure
 
-    sizes = [2**i for i in range(1, 12) if 2**i <= largest]
+    sizes = [2**i for i in range(1, 12) if 2**i < largest] + [largest]
     model, images = make(dataset, largest, device)
     seconds = []
     for batch in sizes:
