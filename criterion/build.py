@@ -36,9 +36,13 @@ def build_loss(args, share, world_size):
             f"--tuple-size {size} does not divide the {visible} pairs that one loss sees (--batch-size "
             f"{share * world_size} on {world_size} process(es)); give a divisor of at least 2"
         )
-    if size is not None and size % 2 and size < visible and (args.mining or args.coordinate_mining):
+    # Pairs of a process follow each other, an anchor its partner; whole shares, or whole couples of even ones, stay.
+    parts = size is not None and size % share and (size % 2 or share % 2)
+    if parts and (args.mining or args.coordinate_mining):
+        even = "" if share % 2 else ", or an even one"
         raise UserError(
-            f"--tuple-size {size} would part an anchor from its mined partner; give an even divisor of {visible}"
+            f"--tuple-size {size} would part an anchor from its mined partner; give a divisor of {visible} that is a "
+            f"multiple of the {share} pairs of a process{even}"
         )
     return TupleLoss(loss, size, gather)
 

@@ -24,7 +24,7 @@ class SAM(torch.optim.Optimizer):
 
     Raises:
         ValueError: a negative rho.
-        RuntimeError: `second_step` without a `first_step`.
+        RuntimeError: `second_step` without a `first_step`, or a second `first_step` without it.
     """
 
     def __init__(self, params, base_optimizer, rho=0.05, adaptive=False, **base_kwargs):
@@ -44,6 +44,8 @@ class SAM(torch.optim.Optimizer):
     @torch.no_grad()
     def first_step(self, zero_grad=False):
         """Climb from w to w + e."""
+        if self._origin is not None:
+            raise RuntimeError("first_step() has climbed already: second_step() returns from there")
         climbs, scaled = [], []  # per group: (group, parameters, T g); T g of all groups
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]

@@ -21,8 +21,8 @@ def cosine_similarities(q, k):
     if len(q) < 2:
         raise ValueError(f"a tuple of {len(q)} pair has no negatives; expected at least 2 pairs")
     with torch.autocast(q.device.type, enabled=False):
-        if q.dtype != torch.float64:
-            q, k = q.float(), k.float()
+        wide = torch.float64 if torch.float64 in (q.dtype, k.dtype) else torch.float32
+        q, k = q.to(wide), k.to(wide)
         return F.normalize(q, dim=1) @ F.normalize(k, dim=1).T
 
 

@@ -62,7 +62,8 @@ class PairDataset(Dataset, ABC):
 
     Args:
         root: folder of the data set (or one that holds it).
-        split: "train", "val" or "test"; the names a layout knows stand in `splits`.
+        split: "train", "val" or "test"; the names a layout knows stand in `splits`. One with a single split to
+            evaluate answers to "val" and "test" alike.
         view: "pair" yields `Pair` per panorama; "ground" and "aerial" yield `View` per query or gallery tile.
         ground_size, aerial_size: network input (H, W) in pixels; default: the paper's.
         fov: horizontal field of view of the panoramas in degrees (0 or 360: all of it).
@@ -116,10 +117,14 @@ class PairDataset(Dataset, ABC):
     ):
         if view not in VIEWS:
             raise ValueError(f"view is {view!r}; expected one of {', '.join(VIEWS)}")
+        if split in ("val", "test") and len(self.splits) == 2:
+            split = self.splits[1]
         if split not in self.splits:
             raise ValueError(f"{type(self).__name__} has no split {split!r}; expected one of {', '.join(self.splits)}")
         self.root, self.split, self.view = self.find_root(root), split, view
         listing = self.read()
+        if not listing.ground:
+            raise self.wrong_root(self.root, f"its lists name no pairs of split {split}")
         self.missing, self.missing_tiles, self.lacking = 0, 0, []
         if check_files:
             listing = self._drop_missing(listing)

@@ -103,6 +103,7 @@ def read_act_data(path, split):
         UserError: the file is not ACT_data.mat, or its indices leave the list.
     """
     from scipy.io import loadmat
+    from scipy.io.matlab import MatReadError
 
     struct, field = INDEX_FIELDS[split]
     try:
@@ -110,8 +111,8 @@ def read_act_data(path, split):
         ids = [str(name).strip() for name in np.atleast_1d(data["panoIds"])]
         rows = np.atleast_1d(np.asarray(data[struct][field])).ravel().astype(np.int64) - 1  # MATLAB counts from 1
         utm = np.asarray(data["utm"], dtype=np.float64).reshape(-1, 2)
-    # NotImplementedError: SciPy's word for a file of MATLAB 7.3.
-    except (KeyError, ValueError, TypeError, OSError, NotImplementedError, IndexError) as error:
+    # MatReadError: an empty file. NotImplementedError: one of MATLAB 7.3.
+    except (KeyError, ValueError, TypeError, OSError, NotImplementedError, IndexError, MatReadError) as error:
         raise UserError(
             f"{path} cannot be read as CVACT's lists ({type(error).__name__}: {error}); expected panoIds, utm and "
             f"{struct}.{field}"

@@ -2,7 +2,7 @@
 
 import torch
 
-from utils.halves import Halves, bfloat16_is_faster, slices
+from utils.halves import Halves, bfloat16_is_faster, full_precision, slices
 from utils.logging import progress_bar
 
 QUERY_BLOCK = 512  # rows of one similarity block
@@ -41,11 +41,10 @@ def nearest_rows(queries, pool, k, fast=None):
     if fast is None:
         fast = queries.rows * pool.rows * pool.dim > SMALL and bfloat16_is_faster(pool.device)
     found = torch.zeros(queries.rows, k, dtype=torch.int32, device=pool.device)
-    left = 0
-    if fast:
-        left = _fast(queries, pool, k, found)
-    if left < queries.rows:
-        _plain(queries, pool, k, found, left)
+    with full_precision():
+        left = _fast(queries, pool, k, found) if fast else 0
+        if left < queries.rows:
+            _plain(queries, pool, k, found, left)
     return found.long()
 
 

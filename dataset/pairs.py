@@ -1,6 +1,7 @@
 """Your own imagery: one north-aligned panorama and one north-up aerial image per place, matched by file name."""
 
 import os
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -30,8 +31,11 @@ class Pairs(PairDataset):
         ids = [line.strip() for line in read_lines(self.root / f"{self.split}.txt")]
         if not ids:
             raise UserError(f"{self.root / f'{self.split}.txt'} holds no ids; expected one a line")
+        if len(set(ids)) < len(ids):
+            again = next(name for name, count in Counter(ids).items() if count > 1)
+            raise UserError(f"{self.root / f'{self.split}.txt'} names {again} more than once; list each id once")
         folders = {view: self.root / view for view in ("ground", "aerial")}
-        ending = {view: _endings(folder) for view, folder in folders.items()}
+        ending = {view: _endings(folder, set(ids)) for view, folder in folders.items()}
         paths = {
             view: [f"{folder}/{name}{ending[view].get(name, '.jpg')}" for name in ids]
             for view, folder in folders.items()
@@ -43,10 +47,16 @@ class Pairs(PairDataset):
         return all((Path(folder) / f"{split}.txt").is_file() for split in cls.splits)
 
 
-def _endings(folder):
-    """{id: file ending} of the images in a folder."""
+def _endings(folder, ids):
+    """{id: file ending} of the images in a folder. Raises UserError where an id has two."""
     try:
-        names = [os.path.splitext(name) for name in os.listdir(folder)]
+        names = sorted(os.listdir(folder))
     except OSError:
         return {}
-    return {stem: ending for stem, ending in names if ending.lower() in IMAGE_ENDINGS}
+    found = {}
+    for stem, ending in map(os.path.splitext, names):
+        if stem in ids and ending.lower() in IMAGE_ENDINGS:
+            if stem in found:
+                raise UserError(f"{folder} holds both {stem}{found[stem]} and {stem}{ending}; keep one of them")
+            found[stem] = ending
+    return found

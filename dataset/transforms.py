@@ -35,14 +35,17 @@ class ImageTransform:
         """(H, W, 3) uint8 array of an image file. Errors as `read_image`."""
         image = read_image(path, self._draft if self.fast else None)
         if self.crop:
-            image = self.crop(image)
+            whole, image = image.size, self.crop(image)
+            if 0 in image.size:
+                raise UserError(f"{path} has only {whole[0]} x {whole[1]} pixels; replace the file or remove it")
         return np.array(image.resize(self.size[::-1], Image.Resampling.BILINEAR))
 
     def _draft(self, image):
         """Ask the decoder for the smallest size that leaves the resize nothing to enlarge."""
         used = self.crop(Image.new("1", image.size)) if self.crop else image
         height, width = self.size
-        image.draft("RGB", (-(-width * image.width // used.width), -(-height * image.height // used.height)))
+        if used.height:
+            image.draft("RGB", (-(-width * image.width // used.width), -(-height * image.height // used.height)))
 
 
 def read_image(path, prepare=None):

@@ -25,7 +25,6 @@ class VIGOR(PairDataset):
     Args beyond `PairDataset`:
         cross: train on NewYork and Seattle, test on SanFrancisco and Chicago; else the four cities' same-area lists.
         labels: "original" (as published) or "corrected".
-        cities: read the labels of these cities only (the gallery stays that of the whole split).
         area: cities that make up the split, queries and gallery alike, instead of the protocol's.
 
     Attributes:
@@ -45,13 +44,12 @@ class VIGOR(PairDataset):
                                                  (corrected labels: the same names with __corrected.txt)
   for the cities NewYork, Seattle, SanFrancisco, Chicago"""
 
-    def __init__(self, root, split, view="pair", cross=False, labels="original", cities=None, area=None, **kwargs):
+    def __init__(self, root, split, view="pair", cross=False, labels="original", area=None, **kwargs):
         if labels not in LABEL_SUFFIXES:
             raise ValueError(f"labels is {labels!r}; expected one of {', '.join(LABEL_SUFFIXES)}")
         self.cross, self.label_version = cross, labels
         protocol = VIGOR_CROSS_CITIES.get(split, ()) if cross else VIGOR_CITIES
         self.cities = tuple(c for c in protocol if area is None or c in area)
-        self.label_cities = tuple(c for c in self.cities if cities is None or c in cities)
         super().__init__(root, split, view, **kwargs)
 
     def read(self):
@@ -62,7 +60,7 @@ class VIGOR(PairDataset):
                 row_of[city, name.strip()] = len(aerial)
                 aerial.append(f"{folder}/{name.strip()}")
         ground, tiles, deltas = [], [], []
-        for city in self.label_cities:
+        for city in self.cities:
             path = self._list(city, self._label_file())
             folder = self._image_folder(city, "panorama")
             names, tile_names, city_deltas = read_labels(path)

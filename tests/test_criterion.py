@@ -69,6 +69,15 @@ def test_the_loss_stays_finite_where_exponentials_overflow():
     assert torch.isfinite(value) and value.item() == pytest.approx(5000, rel=1e-3)
 
 
+@pytest.mark.parametrize("loss", [WBLoss(), SoftTripletLoss()])
+def test_views_of_differing_precision_are_compared_in_the_wider(loss):
+    q, k = pairs(4, 8)
+    expected = loss(q, k.float().double())[0]
+    assert torch.equal(loss(q, k.float())[0], expected) and torch.equal(
+        loss(k.float(), q)[0], loss(k.float().double(), q)[0]
+    )
+
+
 def test_a_tuple_needs_negatives_and_equal_shapes():
     with pytest.raises(ValueError, match="no negatives"):
         WBLoss()(torch.ones(1, 4), torch.ones(1, 4))
@@ -149,6 +158,16 @@ def test_sam_returns_exactly_and_climbs_rho_far():
     assert all(torch.equal(p, s) for p, s in zip(params, start, strict=True))
     with pytest.raises(RuntimeError, match="first_step"):
         optimizer.second_step()
+
+
+def test_sam_climbs_once():
+    start, loss = problem()
+    params = [torch.nn.Parameter(p.clone()) for p in start]
+    optimizer = SAM(params, torch.optim.AdamW, rho=0.1)
+    loss(params).backward()
+    optimizer.first_step()
+    with pytest.raises(RuntimeError, match="climbed already"):
+        optimizer.first_step()
 
 
 def test_sam_state_holds_the_moments():

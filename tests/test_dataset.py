@@ -1,3 +1,4 @@
+from pathlib import Path
 from types import SimpleNamespace
 
 import make_data
@@ -183,6 +184,9 @@ def test_damaged_lists_are_told(tmp_path):
     (tmp_path / "cvact/ACT_data.mat").write_bytes(b"not a mat file at all" * 20)
     with pytest.raises(UserError, match="cannot be read as CVACT's lists"):
         CVACT(tmp_path / "cvact", "val")
+    (tmp_path / "cvact/ACT_data.mat").write_bytes(b"")
+    with pytest.raises(UserError, match="cannot be read as CVACT's lists"):
+        CVACT(tmp_path / "cvact", "val")
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -221,6 +225,37 @@ def test_a_damaged_image_is_named(tmp_path):
     assert data[0].ground.shape == (3, 128, 512)
     with pytest.raises(UserError, match=path):
         data[1]
+
+
+def test_an_image_too_low_to_be_cropped_is_named(tmp_path):
+    make_data.write_cvact(tmp_path, train=2, val=2)
+    path = CVACT(tmp_path, "val").ground[0]
+    make_data.write_image(Path(path), (64, 3), 0)
+    for fast in (False, True):
+        with pytest.raises(UserError, match="only 64 x 3 pixels"):
+            CVACT(tmp_path, "val", fast_decode=fast)[0]
+
+
+def test_own_pairs_are_named_once_and_have_one_image_a_view(tmp_path):
+    make_data.write_pairs(tmp_path, train=3, val=2)
+    ids = (tmp_path / "val.txt").read_text().split()
+    (tmp_path / "val.txt").write_text("\n".join([*ids, ids[0]]))
+    with pytest.raises(UserError, match=f"names {ids[0]} more than once"):
+        Pairs(tmp_path, "val")
+    (tmp_path / "val.txt").write_text("\n".join(ids))
+    make_data.write_image(tmp_path / "aerial" / f"{ids[1]}.webp", (64, 64), 0)
+    with pytest.raises(UserError, match=r"holds both .*keep one"):
+        Pairs(tmp_path, "val")
+
+
+def test_one_evaluation_split_has_two_names_and_an_empty_one_is_told(roots, tmp_path):
+    assert CVUSA(roots["cvusa"], "test").ground == CVUSA(roots["cvusa"], "val").ground
+    assert VIGOR(roots["vigor"], "val").split == "test"
+    make_data.write_vigor(tmp_path)
+    for path in tmp_path.rglob("same_area_balanced_test.txt"):
+        path.write_text("")
+    with pytest.raises(UserError, match="name no pairs of split test"):
+        VIGOR(tmp_path, "test")
 
 
 def test_fields_of_view_are_fixed_in_evaluation_and_change_in_training(roots):

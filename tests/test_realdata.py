@@ -48,16 +48,19 @@ def test_real_pairs_are_learned(root, tmp_path, recipe):
 
 def test_real_vigor_labels_are_read_fast_and_agree_with_the_coordinates():
     from dataset import VIGOR
+    from dataset.files import read_lines
     from scripts.check_data import label_errors
 
     started, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     cities = ("NewYork", "Seattle", "Chicago")
     splits = [
-        VIGOR(REAL / "vigor_labels", split, labels="corrected", cities=cities, check_files=False)
+        VIGOR(REAL / "vigor_labels", split, labels="corrected", area=cities, check_files=False)
         for split in ("train", "test")
     ]
     assert time.perf_counter() - started < 20  # seconds; about 2 on an idle core
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**20  # kB
-    assert sum(len(data) for data in splits) == 76_999 and len(splits[0].aerial) == 90_618
+    fourth = read_lines(REAL / "vigor_labels" / "SanFrancisco" / "satellite_list.txt")
+    assert sum(len(data) for data in splits) == 76_999
+    assert len(splits[0].aerial) + len(fourth) == 90_618
     for data in splits:
         assert label_errors(data).max() < 6  # pixels

@@ -1,6 +1,7 @@
 """A gallery in bfloat16, and products with it whose error is bounded."""
 
 import time
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -162,3 +163,18 @@ def _fastest(matrix, tries=4):
 
 def slices(count, width):
     return [slice(start, min(start + width, count)) for start in range(0, count, width)]
+
+
+@contextmanager
+def full_precision():
+    """float32 products in float32, sums of bfloat16 products in float32: the bounds hold for no less."""
+    before = torch.get_float32_matmul_precision()
+    matmul = torch.backends.cuda.matmul
+    reduced = matmul.allow_bf16_reduced_precision_reduction
+    torch.set_float32_matmul_precision("highest")
+    matmul.allow_bf16_reduced_precision_reduction = False
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+        matmul.allow_bf16_reduced_precision_reduction = reduced

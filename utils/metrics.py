@@ -78,15 +78,6 @@ def recalls(ranks, gallery):
     return {name: 100.0 * float(np.mean(ranks < k)) for name, k in cuts.items()}
 
 
-def check_descriptors(descriptors, name="descriptors"):
-    """Refuse descriptors that a strict comparison would score 100 %.
-
-    Raises:
-        DescriptorError: not (N, D) with N, D >= 1; NaN, infinite or zero rows; N > 1 rows that are all the same.
-    """
-    Descriptors(descriptors, name, _device(descriptors))
-
-
 @torch.no_grad()
 def rank_queries(
     query, reference, labels, semi_positives=None, chunk=CHUNK, rows=None, nearest=0, fast=None, near=None

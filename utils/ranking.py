@@ -4,12 +4,10 @@ A block of similarities is formed in bfloat16 or float32. A comparison that lies
 block's error bound is decided; the few others are made again in float64. Both paths give the float64 counts.
 """
 
-from contextlib import contextmanager
-
 import torch
 
 from utils.descriptors import exact_similarity, rounding
-from utils.halves import Halves, bfloat16_is_faster, count_true, row_maximum, slices
+from utils.halves import Halves, bfloat16_is_faster, count_true, full_precision, row_maximum, slices
 
 CHUNK = 4096  # queries in one block
 COLUMNS = 2048  # gallery items in one block
@@ -40,7 +38,7 @@ def count_above(q, r, thresholds, chunk=CHUNK, fast=None, nearest=0):
     fast = fast and q.ways == 1
     width, chunk = min(chunk, COLUMNS), max(1, chunk // q.ways)
     columns_of = slices(r.rows, width)
-    with _full_precision():
+    with full_precision():
         halves = Halves(r) if fast else None
         if fast and not halves.decide_most(q, thresholds, tie):
             fast, halves = False, None
@@ -156,18 +154,3 @@ class _TopList:
         blocks = [_float64_block(self.q, self.r, rows, columns) for columns in slices(self.r.rows, COLUMNS)]
         similarity = torch.cat(blocks, dim=1)
         return similarity.sort(dim=1, descending=True, stable=True).indices[:, : self.wanted]
-
-
-@contextmanager
-def _full_precision():
-    """float32 products in float32, sums of bfloat16 products in float32: the bounds hold for no less."""
-    before = torch.get_float32_matmul_precision()
-    matmul = torch.backends.cuda.matmul
-    reduced = matmul.allow_bf16_reduced_precision_reduction
-    torch.set_float32_matmul_precision("highest")
-    matmul.allow_bf16_reduced_precision_reduction = False
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
-        matmul.allow_bf16_reduced_precision_reduction = reduced
