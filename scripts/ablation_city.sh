@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # The paper's claims on the procedural city: FRM against one global average, WBL against the soft-margin triplet, ASAM
-# against AdamW at equal numbers of gradient evaluations, mining against none, and what geometry is worth: panoramas
-# turned at random. Three seeds each, equal budgets, in CVUSA's layout and in VIGOR's, same- and cross-area.
+# against AdamW at equal numbers of gradient evaluations, mining against none; what geometry is worth (panoramas turned at
+# random), and the paper's number of regions and scale of similarities. Three seeds each, equal budgets, in CVUSA's layout
+# and, the claims, in VIGOR's, same- and cross-area.
 #
 #   bash scripts/ablation_city.sh            sizes for 2 cores without a GPU (an hour)
 #   bash scripts/ablation_city.sh --full     ConvNeXt-T at the paper's image sizes, for a GPU
@@ -16,6 +17,13 @@ make_vigor
 
 grid --name geometry --data "$cvusa" --variant "$base" \
     --variant "panoramas turned at random=--op adamw --mining --orientation unknown"
+
+# Regions of FRM (the paper: 4), and the scale of similarities in WBL (the paper: 10).
+grid --name parts --data "$cvusa" --variant "$base" \
+    --variant "2 regions=--op adamw --mining --regions 2" \
+    --variant "8 regions=--op adamw --mining --regions 8" \
+    --variant "alpha 5=--op adamw --mining --alpha 5" \
+    --variant "alpha 20=--op adamw --mining --alpha 20"
 
 # A step of ASAM takes two gradients: in half the epochs it evaluates as many. The paper's radius, 2.5, is shared by 55.64
 # million weights; for the 0.75 million of the small network the same change of a weight is a radius of 0.3 (the radius
