@@ -29,7 +29,14 @@ from utils.evaluation import evaluate, precision, read_descriptors, record, scor
 from utils.images import collate, to_device
 from utils.launch import keep_freed_memory, launch, loader_workers
 from utils.logging import log_setup, log_training, progress_bar, start_logging, stop_logging
-from utils.options import check_resumed, recorded, settle_model_options, settle_seed
+from utils.options import (
+    changed_options,
+    check_resumed,
+    recorded,
+    settle_model_options,
+    settle_seed,
+    take_evaluation,
+)
 from utils.run_files import RunFiles
 from utils.seeding import loader_generator, seed_process, seed_worker, set_kernels
 
@@ -52,6 +59,9 @@ def main(argv=None):
         return launch(run, args)
     except UserError as error:
         print(f"train.py: {error.sentence()}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except OSError as error:
+        print(f"train.py: {error}; give another file or folder", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         last = RunFiles(args.save_path).checkpoint
@@ -96,6 +106,7 @@ def run(args, device):
     model.to(device, memory_format=torch.channels_last)
     model.tune(args.grad_checkpointing, args.compile)
     training = None if args.evaluate else prepare_training(args, model, datasets[0], device, state)
+    changed = changed_options(args, state) if args.evaluate or args.resume else []
     del state  # as large as model, moments and mining memory together
 
     # Every mistake that can be seen at the start has been told by now; from here on files are written.
@@ -104,7 +115,7 @@ def run(args, device):
         files.open(fresh=not (args.evaluate or own))
     distributed.barrier()
     start_logging(args.save_path)
-    log_setup(recorded(args), device, model, datasets, taken)
+    log_setup(recorded(args), device, model, datasets, taken, changed)
     if args.evaluate:
         if distributed.is_main():
             files.keep_args(recorded(args))
@@ -115,22 +126,28 @@ def run(args, device):
 
 def rescore(args, device, files):
     """Metrics of descriptors that an earlier evaluation has written; no model is built."""
-    made_with = RunFiles(args.descriptors).model_options()
+    source = RunFiles(args.descriptors)
+    made_with = source.model_options()
     if args.search_north and not made_with and args.regions is None:
         raise UserError(
             f"--search-north has to know the regions of the descriptors, and no metrics.json or args.json in "
             f"{args.descriptors} tells them; give --regions"
         )
     settle_model_options(args, made_with)
+    made_from = source.evaluation()
+    take_evaluation(args, made_from, evaluation_split(args))
     _, query, reference = datasets = build_datasets(args)
     descriptors = read_descriptors(args.descriptors, query, reference)
     if distributed.is_main():
         files.open(fresh=False)
+        if files.folder.resolve() != source.folder.resolve():
+            files.set_evaluation_aside()
     distributed.barrier()
     start_logging(args.save_path)
     started = time.perf_counter()
     metrics = score_saved(*descriptors, query, args, device)
-    return record(metrics, datasets, args, files, args.descriptors, None, started)
+    weights, epoch = made_from.get("weights", args.descriptors), made_from.get("epoch")
+    return record(metrics, datasets, args, files, weights, epoch, started)
 
 
 class Training(NamedTuple):
@@ -172,15 +189,19 @@ def prepare_training(args, model, train_set, device, state):
     start, best = args.start_epoch or 0, 0.0
     if args.resume:
         check_resumed(args, state)
-        optimizer.load_state_dict(state["optimizer"])
-        sampler.load_state_dict(state["sampler"])
-        criterion.load_state_dict(state.get("criterion", {}))
-        if "online" in state:  # state_dict is the average of these
-            model.load_state_dict(state["online"])
-        if average:
-            average.steps = state.get("average_steps", 0)
-        start, best = args.start_epoch if args.start_epoch is not None else state["epoch"], state["best_acc1"]
-    return Training(sampler, criterion, optimizer, average, start, float(best))
+        try:
+            optimizer.load_state_dict(state["optimizer"])
+            sampler.load_state_dict(state["sampler"])
+            criterion.load_state_dict(state.get("criterion", {}))
+            if "online" in state:  # state_dict is the average of these
+                model.load_state_dict(state["online"])
+            if average:
+                average.steps = state.get("average_steps", 0)
+            start = int(state["epoch"]) if args.start_epoch is None else args.start_epoch
+            best = float(state["best_acc1"])
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise UserError(f"--resume {args.resume} is no whole checkpoint ({error!r}); give another one") from error
+    return Training(sampler, criterion, optimizer, average, start, best)
 
 
 def train(model, datasets, training, args, device, files):
@@ -189,6 +210,9 @@ def train(model, datasets, training, args, device, files):
     sampler, criterion, optimizer, average, start, best = training
     shown = average.model if average else model  # what is evaluated and kept
     log_training(args, training, train_set)
+    if start >= args.epochs:
+        log.warning("nothing to train: %d of --epochs %d are done; give a larger --epochs", start, args.epochs)
+        return None
     if distributed.is_main():
         files.start(recorded(args), start)
 
@@ -238,8 +262,6 @@ def train(model, datasets, training, args, device, files):
                 **({"online": model.state_dict(), "average_steps": average.steps} if average else {}),
             )
         distributed.barrier()
-    if start >= args.epochs:
-        log.warning("nothing to train: %d of --epochs %d are done; give a larger --epochs", start, args.epochs)
     return metrics
 
 

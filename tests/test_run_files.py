@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,8 +14,10 @@ import torch
 from make_data import ASAM, flags
 
 import train
+from criterion.build import build_loss
 from utils import run_files
 from utils.checkpoint import load_checkpoint
+from utils.errors import UserError
 
 REPO = Path(__file__).parent.parent
 ADAMW = ["--op", "adamw", "--lr", "0.001", "--wd", "0.03", "--batch-size", "8"]
@@ -189,8 +192,93 @@ def test_a_rank_that_no_node_has_is_told(roots, tmp_path, capfd):
 
 def test_an_odd_tuple_that_would_part_mined_pairs_is_told(roots, tmp_path, capfd):
     run = [*flags(roots["cvusa"], tmp_path), *ADAMW, "-b", "9", "--tuple-size", "3"]
-    assert "give an even divisor" in told(capfd, [*run, "--mining"])
+    assert "would part an anchor from its mined partner" in told(capfd, [*run, "--mining"])
     assert train.main([*run, "--epochs", "1"])
+
+
+@pytest.mark.parametrize("share", range(2, 7))
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_tuples_that_are_accepted_keep_mined_pairs_together(share, world):
+    options = {"loss": "wbl", "alpha": None, "label_smoothing": 0, "learn_temperature": False, "coordinate_mining": 0}
+    couple = [(rank, place // 2) for rank in range(world) for place in range(share)]  # an odd share's last is alone
+    accepted = 0
+    for size in range(2, share * world + 1):
+        args = SimpleNamespace(**options, tuple_size=size, gather=True, mining=True)
+        try:
+            build_loss(args, share, world)
+        except UserError:
+            continue
+        accepted += 1
+        assert all(couple[i] != couple[i - 1] for i in range(size, len(couple), size))
+    assert accepted
+
+
+def test_an_evaluation_goes_aside_when_its_weights_are_trained_on(roots, tmp_path):
+    run = flags(roots["cvusa"], tmp_path)
+    train.main([*run, *ADAMW, "--epochs", "1", "--seed", "1"])
+    found = train.main([*run, "-e"])
+    again = [*run, *ADAMW, "--seed", "1", "--resume", str(tmp_path / "checkpoint.pth.tar")]
+    assert train.main([*again, "--epochs", "1"]) is None and list(tmp_path.glob("*.npy"))  # nothing to train
+    train.main([*again, "--epochs", "2"])
+    assert not list(tmp_path.glob("*.npy")) and json.loads((tmp_path / "metrics.json").read_text())["epoch"] == 2
+    aside = tmp_path / "previous-1"
+    assert train.main([*flags(roots["cvusa"], tmp_path / "x"), "-e", "--descriptors", str(aside)]) == found
+
+
+def test_an_evaluation_of_other_weights_leaves_their_options(roots, tmp_path):
+    for pool, dim in (("frm", "256"), ("gap", "64")):
+        own = ["--pool", pool, "--dim", dim]
+        train.main([*flags(roots["cvusa"], tmp_path / pool), *ADAMW, "--epochs", "1", *own])
+        weights = str(tmp_path / pool / "model_best.pth.tar")
+        train.main([*flags(roots["cvusa"], tmp_path / "out"), "-e", "--weights", weights, "--dim", dim])
+        assert json.loads((tmp_path / "out" / "args.json").read_text())["pool"] == pool
+
+
+def test_descriptors_are_scored_as_what_they_are(roots, tmp_path, capfd):
+    train.main([*flags(roots["cvusa"], tmp_path / "run"), *ADAMW, "--epochs", "1", "--seed", "1"])
+    weights = str(tmp_path / "run" / "model_best.pth.tar")
+    turned = [*flags(roots["cvusa"], tmp_path / "e"), "-e", "--weights", weights, "--orientation", "unknown"]
+    found = train.main(turned)
+    again = ["-e", "--descriptors", str(tmp_path / "e")]
+    assert train.main([*flags(roots["cvusa"], tmp_path / "out"), *again]) == found
+    names = ("dataset", "orientation", "fov", "seed", "weights", "epoch")
+    first, second = (json.loads((tmp_path / n / "metrics.json").read_text()) for n in ("e", "out"))
+    assert [first[n] for n in names] == [second[n] for n in names] == ["cvusa", "unknown", 360, 3, weights, 1]
+    assert "of dataset cvusa, not cvact" in told(
+        capfd, [*flags(roots["cvact"], tmp_path / "out", dataset="cvact"), *again]
+    )
+    assert "of orientation unknown, not aligned" in told(
+        capfd, [*flags(roots["cvusa"], tmp_path / "out"), *again, "--orientation", "aligned"]
+    )
+
+
+def test_options_that_a_run_is_resumed_or_evaluated_without_are_logged(roots, tmp_path):
+    run = [*flags(roots["cvusa"], tmp_path), "--op", "adamw", "--wd", "0.03", "--seed", "1"]
+    train.main([*run, "--lr", "0.001", "--batch-size", "8", "--cos", "--orientation", "unknown", "--epochs", "1"])
+    train.main([*flags(roots["cvusa"], tmp_path / "e"), "-e", "--weights", str(tmp_path / "model_best.pth.tar")])
+    log = (tmp_path / "e" / "log.txt").read_text()
+    assert "--orientation is aligned, the checkpoint was trained with unknown" in log and "--lr is" not in log
+    train.main([*run, "--epochs", "2", "--batch-size", "8", "--resume", str(tmp_path / "checkpoint.pth.tar")])
+    log = (tmp_path / "log.txt").read_text()
+    assert "--lr is 0.03, the checkpoint was trained with 0.001" in log
+    assert "--cos is None, the checkpoint was trained with True" in log and "--batch-size is" not in log
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"optimizer": {}}, {"optimizer": []}, {"sampler": []}, {"best_acc1": None}, {"epoch": "three"}],
+)
+def test_a_damaged_checkpoint_is_not_resumed(roots, tmp_path, capfd, change):
+    run = [*flags(roots["cvusa"], tmp_path), *ADAMW]
+    train.main([*run, "--epochs", "1"])
+    torch.save(load_checkpoint(tmp_path / "checkpoint.pth.tar") | change, tmp_path / "bad.pth.tar")
+    error = told(capfd, [*run, "--epochs", "2", "--resume", str(tmp_path / "bad.pth.tar")])
+    assert "is no whole checkpoint" in error and list(history(tmp_path))[-1]["epoch"] == 1
+
+
+def test_paths_that_the_system_refuses_are_told(roots, tmp_path, capfd):
+    assert "too long" in told(capfd, flags("x" * 300, tmp_path))
+    assert "too long" in told(capfd, [*flags(roots["cvusa"], tmp_path), "--resume", "x" * 300])
 
 
 @pytest.mark.parametrize(("limit", "more"), [(6_000, ["-e"]), (50_000, [*ADAMW, "--epochs", "2"])])

@@ -2,6 +2,7 @@
 
 import operator
 import os
+import pickle
 import re
 from contextlib import contextmanager
 from pathlib import Path
@@ -50,6 +51,11 @@ def load_checkpoint(path):
     try:
         with _numpy_scalars_allowed():
             state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path} cannot be read as a checkpoint: it is damaged, or holds Python objects, which could run code and "
+            "are not loaded; copy it again, or save its state_dict alone"
+        ) from error
     except Exception as error:  # the zip and pickle readers raise many kinds
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise UserError(f"{path} cannot be read as a checkpoint ({reason}); copy or download it again") from error

@@ -231,7 +231,7 @@ def _add_machine(group):
         "--amp",
         default="none",
         choices=("none", "bf16"),
-        help="bf16: networks under bfloat16 autocast; loss, norms and optimiser stay float32 (default: none, as "
+        help="bf16: networks under bfloat16 autocast; weights, loss and optimiser stay float32 (default: none, as "
         "published)",
     )
     group.add_argument(

@@ -141,6 +141,9 @@ def _child(local_rank, function, args, url, node, nodes, here, told):
         except UserError as error:
             told.put(("error", error.sentence()))
             sys.exit(2)
+        except OSError as error:
+            told.put(("error", f"{error}; give another file or folder"))
+            sys.exit(2)
 
     try:
         result = _in_group(telling, args, url, rank, nodes * here, local_rank, here)

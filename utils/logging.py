@@ -80,7 +80,7 @@ def describe_metrics(metrics):
     return " · ".join(f"{name} {value:.2f}" for name, value in metrics.items())
 
 
-def log_setup(options, device, model, datasets, taken):
+def log_setup(options, device, model, datasets, taken, changed):
     """Say what this run is made of."""
     import torch
 
@@ -93,6 +93,8 @@ def log_setup(options, device, model, datasets, taken):
     log.info("model: %s, %.2f M parameters, descriptors of %d numbers", options["arch"], parameters / 1e6, model.dim)
     for sentence in taken:
         log.info("using %s", sentence)
+    for sentence in changed:
+        log.info("other than before: %s", sentence)
     log.info(
         "%s: %d queries, gallery of %d, %d pairs missing, %d tiles missing",
         query.split, len(query), len(reference), query.missing, query.missing_tiles,

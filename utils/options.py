@@ -9,7 +9,16 @@ from utils.flags import DATA_VARIABLE, build_parser
 from utils.paper import INPUT_SIZES
 
 # What a resumed run cannot change: it stands in the optimiser's state, or in the mining memory.
-KEPT = ("dataset", "cross", "vigor_cities", "op", "asam", "rho", "weight_decay", "momentum", "learn_temperature", "ema")
+KEPT = (
+    "dataset", "cross", "vigor_cities", "vigor_labels", "op", "asam", "rho", "weight_decay", "momentum",
+    "learn_temperature", "ema",
+)  # fmt: skip
+# What it can change, and an evaluation the first of them, but hardly without knowing.
+SEEN = ("cross", "vigor_cities", "vigor_labels", "fov", "orientation", "ground_size", "aerial_size")
+RECIPE = (
+    "lr", "cos", "schedule", "batch_size", "loss", "alpha", "tuple_size", "gather", "label_smoothing", "mining",
+    "coordinate_mining", "vigor_guard", "augment", "colour_jitter", "patch_dropout", "amp",
+)  # fmt: skip
 
 WHOLE = {"epoch", "state_dict", "best_acc1", "optimizer", "sampler"}  # what a checkpoint holds that can be resumed
 
@@ -37,8 +46,13 @@ def check(args):
         args.device = f"cuda:{args.gpu}"
     if args.save_path is None:
         args.save_path = Path(f"result_{run_name(args)}")
-    of_vigor = {"--cross": args.cross, "--vigor-labels": args.vigor_labels != "original"}
-    for flag, given in (of_vigor | {"--vigor-cities": args.vigor_cities is not None}).items():
+    of_vigor = {
+        "--cross": args.cross,
+        "--vigor-labels": args.vigor_labels != "original",
+        "--vigor-cities": args.vigor_cities is not None,
+        "--vigor-guard": args.vigor_guard != "strict",
+    }
+    for flag, given in of_vigor.items():
         if given and args.dataset != "vigor":
             raise UserError(f"{flag} belongs to --dataset vigor, not {args.dataset}; leave it out")
     if args.cross and args.vigor_cities is not None:
@@ -101,16 +115,17 @@ def settle_model_options(args, stored):
         "pool": "frm",
         "regions": None,
         "share": False,
-        "ground_size": None,
-        "aerial_size": None,
+        "ground_size": list(sizes.ground),
+        "aerial_size": list(sizes.aerial),
     }
     taken = []
     for name, default in defaults.items():
         given, known = getattr(args, name), stored.get(name)
-        flag = "--" + name.replace("_", "-")
+        flag = _flag(name)
         if given is None and known is not None:
             setattr(args, name, known)
-            if known != default:
+            usual = default or (name == "regions" and _regions(args.pool))
+            if known != usual:
                 taken.append(f"{flag} {_text(known)} as the checkpoint was trained with")
         elif given is None:
             setattr(args, name, default)
@@ -120,19 +135,37 @@ def settle_model_options(args, stored):
             )
     if args.pool == "gap" and args.regions not in (None, 1):
         raise UserError(f"--pool gap has one region, not {args.regions}; leave --regions out, or --pool")
-    args.regions = args.regions or (4 if args.pool == "frm" else 1)
+    args.regions = args.regions or _regions(args.pool)
     if args.search_north and args.search_north % args.regions:
         raise UserError(
             f"--search-north {args.search_north} is no multiple of the {args.regions} regions of a descriptor; give one"
         )
-    args.ground_size = list(args.ground_size or sizes.ground)
-    args.aerial_size = list(args.aerial_size or sizes.aerial)
+    args.ground_size, args.aerial_size = list(args.ground_size), list(args.aerial_size)
     if args.augment and (args.ground_size[1] % 4 or args.aerial_size[0] != args.aerial_size[1]):
         raise UserError(
             f"--augment turns by quarters: it needs a ground width that is a multiple of 4 and square aerial images, "
             f"not {_text(args.ground_size)} and {_text(args.aerial_size)}"
         )
     return taken
+
+
+def take_evaluation(args, told, split):
+    """Take from the record `told` of an evaluation (its metrics.json) how its descriptors saw the panoramas.
+
+    Raises:
+        UserError: they are of other data than `args` and `split` say, or were seen otherwise than a given option says.
+    """
+    wanted = {"dataset": run_name(args), "split": split}
+    if args.dataset == "vigor":
+        wanted["labels"] = args.vigor_labels
+    given = {"fov": args.fov or None, "orientation": args.orientation}
+    for name, value in (wanted | {name: value for name, value in given.items() if value is not None}).items():
+        if told.get(name, value) != value:
+            raise UserError(
+                f"--descriptors {args.descriptors} are of {name} {told[name]}, not {value}; say what they are"
+            )
+    args.fov, args.orientation = told.get("fov", args.fov), told.get("orientation", args.orientation)
+    args.seed = told.get("seed", args.seed)
 
 
 def stored_args(state):
@@ -167,13 +200,45 @@ def check_resumed(args, state):
         given = getattr(args, name)
         trained = stored_args(state).get(name, given)
         if (given or None) != (trained or None):
-            flag = "--" + name.replace("_", "-")
-            raise UserError(f"{flag} is {given}, {args.resume} was trained with {trained}; resume as it was trained")
+            raise UserError(
+                f"{_flag(name)} is {given}, {args.resume} was trained with {trained}; resume as it was trained"
+            )
+
+
+def changed_options(args, state):
+    """Sentences on the options of a resumed training, or of an evaluation, that differ from those of the checkpoint."""
+    stored = stored_args(state)
+    sentences = []
+    for name in (*SEEN, *(RECIPE if args.resume else ())):
+        if name not in stored or (name.startswith(("cross", "vigor")) and stored.get("dataset") != args.dataset):
+            continue
+        now, then = _effective(name, vars(args)), _effective(name, stored)
+        if now != then:
+            sentences.append(f"{_flag(name)} is {_text(now)}, the checkpoint was trained with {_text(then)}")
+    return sentences
+
+
+def _effective(name, options):
+    """The value of an option, equal for what is equal in effect."""
+    value = options.get(name)
+    if name == "fov":
+        return value or 360
+    if name == "orientation":
+        return value or ("unknown" if (options.get("fov") or 0) % 360 else "aligned")
+    return list(value) if isinstance(value, tuple) else value or None
 
 
 def recorded(args):
     """The options as plain values, for args.json and checkpoints."""
     return {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
+
+
+def _flag(name):
+    return "--" + name.replace("_", "-")
+
+
+def _regions(pool):
+    return 4 if pool == "frm" else 1
 
 
 def _text(value):

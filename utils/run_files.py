@@ -50,20 +50,25 @@ class RunFiles:
             "train first, put released weights there, or give --weights PATH"
         )
 
+    def evaluation(self):
+        """metrics.json of the folder's last evaluation; {} where it is not there."""
+        return self._read(self.metrics)
+
     def model_options(self):
         """{option: value} of how the folder's descriptors are made up: as their evaluation noted, else the run's
         args.json; {} where neither tells."""
-        for path in (self.metrics, self.args):
-            try:
-                recorded = json.loads(path.read_text(encoding="utf-8"))
-                found = {name: recorded.get(name) for name in ("pool", "regions")}
-            except FileNotFoundError:
-                continue
-            except (OSError, ValueError, AttributeError) as error:
-                raise UserError(f"{path} cannot be read ({error}); evaluate again, or give a whole folder") from error
-            if found["pool"] is not None:
-                return found
+        for recorded in (self._read(self.metrics), self._read(self.args)):
+            if recorded.get("pool") is not None:
+                return {name: recorded.get(name) for name in ("pool", "regions")}
         return {}
+
+    def _read(self, path):
+        try:
+            return dict(json.loads(path.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, TypeError) as error:
+            raise UserError(f"{path} cannot be read ({error}); evaluate again, or give a whole folder") from error
 
     def open(self, fresh):
         """Make the folder; with `fresh`, move the files of an earlier run to previous-1, previous-2, ...
@@ -76,27 +81,39 @@ class RunFiles:
             probe = self.folder / ".writable"
             probe.touch()
             probe.unlink()
-            names = (*WRITTEN_BY_TRAINING, *DESCRIPTOR_FILES)
-            earlier = [self.folder / name for name in names if (self.folder / name).exists()]
-            if fresh and earlier:
-                number = 1
-                while (self.folder / f"previous-{number}").exists():
-                    number += 1
-                aside = self.folder / f"previous-{number}"
-                aside.mkdir()
-                for path in earlier:
-                    path.rename(aside / path.name)
+            if fresh:
+                self._set_aside((*WRITTEN_BY_TRAINING, *DESCRIPTOR_FILES))
         except OSError as error:
             raise UserError(f"--save_path {self.folder} cannot be written to ({error}); give another folder") from error
 
+    def set_evaluation_aside(self):
+        """Move descriptors, and the metrics that belong to them, to previous-N: other metrics are about to come."""
+        if any((self.folder / name).exists() for name in DESCRIPTOR_FILES):
+            with _writing(self.folder):
+                self._set_aside((*DESCRIPTOR_FILES, self.metrics.name))
+
+    def _set_aside(self, names):
+        earlier = [self.folder / name for name in names if (self.folder / name).exists()]
+        if not earlier:
+            return
+        number = 1
+        while (self.folder / f"previous-{number}").exists():
+            number += 1
+        aside = self.folder / f"previous-{number}"
+        aside.mkdir()
+        for path in earlier:
+            path.rename(aside / path.name)
+
     def keep_args(self, args):
         """Write args.json for an evaluation, unless a training has left its own."""
-        if not self.args.exists():
+        if self._read(self.args).get("evaluate", True):
             with _writing(self.args):
                 write_json(self.args, args)
 
     def start(self, args, first_epoch):
-        """Write args.json and drop from metrics.jsonl the epochs that a resumed run will train again."""
+        """Write args.json, set an evaluation aside that a resumed run leaves behind, and drop from metrics.jsonl the
+        epochs that it will train again."""
+        self.set_evaluation_aside()
         with _writing(self.folder):
             write_json(self.args, args)
             if self.history.exists():
