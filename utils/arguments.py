@@ -1,6 +1,7 @@
 """What train.py and the command-line tools share: a parser, and mistakes that are told in one sentence with code 2."""
 
 import argparse
+import os
 import sys
 from contextlib import contextmanager
 
@@ -23,9 +24,13 @@ def mistakes_told(program, interrupted="interrupted"):
     and 130."""
     try:
         yield
+        sys.stdout.flush()
     except UserError as error:
         print(f"{program}: {error.sentence()}", file=sys.stderr)
         raise SystemExit(2) from None
+    except BrokenPipeError:  # whoever reads the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nor can Python write the rest at its end
+        raise SystemExit(0) from None
     except OSError as error:
         print(f"{program}: {error}; give another file or folder", file=sys.stderr)
         raise SystemExit(2) from None
