@@ -22,6 +22,7 @@ from utils.arguments import Parser, mistakes_told, positive
 from utils.errors import UserError
 from utils.flags import DATASETS
 from utils.launch import cores
+from utils.paper import VIGOR_CITIES
 from utils.workers import follow_parent, starting_workers
 
 CHUNK = 16  # images a worker makes at once
@@ -41,7 +42,9 @@ def make(images, rows):
 def caches(args):
     """The image caches of the asked splits, panoramas and tiles, each list once."""
     layout = LAYOUTS[args.dataset]
-    kwargs = {"cross": args.cross, "labels": args.vigor_labels} if layout is VIGOR else {}
+    kwargs = {}
+    if layout is VIGOR:
+        kwargs = {"cross": args.cross, "labels": args.vigor_labels, "area": args.vigor_cities}
     kwargs |= {name: getattr(args, name) for name in ("cache", "ground_size", "aerial_size", "fast_decode")}
     seen = set()
     for split in args.splits or layout.splits[:2]:
@@ -90,6 +93,7 @@ def main(argv=None):
     parser.add_argument("--splits", nargs="+", help="default: those that training and evaluation use")
     parser.add_argument("--cross", action="store_true", help="VIGOR's cross-area lists")
     parser.add_argument("--vigor-labels", default="original", choices=("original", "corrected"))
+    parser.add_argument("--vigor-cities", nargs="+", choices=VIGOR_CITIES, metavar="CITY", help="as given to train.py")
     parser.add_argument("--ground-size", nargs=2, type=positive, metavar=("H", "W"), help="as given to train.py")
     parser.add_argument("--aerial-size", nargs=2, type=positive, metavar=("H", "W"), help="as given to train.py")
     parser.add_argument("--fast-decode", action="store_true", help="as given to train.py")

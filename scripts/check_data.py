@@ -88,6 +88,14 @@ def check_vigor(args):
         left = "" if args.no_images else _not_there(data)
         print(f"{data.split}: {len(data.ground)} panoramas of {', '.join(there)}, {len(data.aerial)} tiles{left}")
     print(f"read in {seconds:.1f} s")
+    for split in VIGOR.splits:
+        try:
+            data = VIGOR(args.data_root, split, cross=True, labels=args.labels, check_files=not args.no_images)
+        except UserError as error:
+            print(f"cross-area {split}: {str(error).splitlines()[0]}")
+            continue
+        left = "" if args.no_images else _not_there(data)
+        print(f"cross-area {split}: {len(data.ground)} panoramas, {len(data.aerial)} tiles{left}")
     if any(data.positions is None for data in splits):
         print("file names hold no coordinates: the labels cannot be compared with them")
         return

@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dataset.city import CityError, write_city
 from utils.arguments import Parser
+from utils.paper import VIGOR_CITIES
 
 
 def parse(argv=None):
@@ -66,6 +67,10 @@ def main(argv=None):
         print(f"Stopped; the same command goes on where {args.out} was left.", file=sys.stderr)
         return 130
     print(f"Wrote {out} in {time.time() - started:.0f} s.")
+    if args.layout == "vigor" and args.cities < len(VIGOR_CITIES):
+        print(
+            f"It has not all of VIGOR's cities: train.py needs --vigor-cities {' '.join(VIGOR_CITIES[: args.cities])}."
+        )
     return 0
 
 

@@ -7,11 +7,13 @@ source scripts/setup.sh requirements.txt
 
 data=data/quickstart
 out=runs/quickstart
-for ((i = 1; i <= $#; i++)); do # the folder that the arguments name, if they do
+for ((i = 1; i <= $#; i++)); do # the folders that the arguments name, if they do
     next=$((i + 1))
     case ${!i} in
         --save_path | --save-path) out=${!next:-$out} ;;
         --save_path=* | --save-path=*) out=${!i#*=} ;;
+        --data-root) data=${!next:-$data} ;;
+        --data-root=*) data=${!i#*=} ;;
     esac
 done
 say() { printf '\n== %s\n' "$*"; }

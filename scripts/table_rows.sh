@@ -18,6 +18,7 @@ run() { echo "+ ${*/#"$PYTHON"/python}"; "$@"; }
 if [ -n "${SMOKE:-}" ]; then
     folder=runs/smoke_$(basename "$0" .sh)
     [ -n "${EVAL:-}" ] || rm -rf "$folder"
+    arguments=(--nprocs 1 "${arguments[@]}") # its batches are too small for many GPUs
 else
     arguments=(--dist-url tcp://localhost:8080 "${arguments[@]}")
 fi
@@ -39,7 +40,7 @@ smoke() {
     local flags=" $* " arch=test_convnext width=512 dataset
     dataset=${flags#* --dataset } dataset=${dataset%% *}
     [[ $flags != *deit* ]] || arch=test_vit
-    [[ $flags != *"--fov 70 "* ]] || width=768
+    [[ $flags != *"--ground-size 128 768 "* ]] || width=768
     echo "--arch $arch --dim 256 --ground-size 32 $width --aerial-size 64 64 --workers 0 --data-root data/smoke_$dataset"
     [[ $flags == *" -e "* ]] || echo "--pretrained none --epochs 1 --batch-size 4 --tuple-size 4 --seed 0"
 }

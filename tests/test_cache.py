@@ -170,6 +170,14 @@ def test_build_cache_makes_what_a_run_reads(roots, tmp_path, capsys):
     assert data.ground_images.present().all() and data.aerial_images.present().all()
 
 
+def test_build_cache_of_some_cities(roots, tmp_path, capsys):
+    flags = ["--dataset", "vigor", "--data-root", str(roots["vigor"]), "--cache", str(tmp_path), "--jobs", "1"]
+    sizes = ["--ground-size", "32", "128", "--aerial-size", "64", "64"]
+    build_cache.main([*flags, *sizes, "--vigor-cities", "Seattle"])
+    data = VIGOR(roots["vigor"], "test", area=("Seattle",), ground_size=(32, 128), aerial_size=(64, 64), cache=tmp_path)
+    assert data.ground_images.present().all() and data.aerial_images.present().all()
+
+
 def test_ctrl_c_ends_build_cache_though_workers_wait(tmp_path):
     """More workers than there is work for: they wait for the queue when the signal reaches the group."""
     make_data.write_cvusa(tmp_path / "d", train=60, val=3)

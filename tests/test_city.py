@@ -273,7 +273,7 @@ def test_vigor_lists_and_images_agree(vigor):
 
 
 def test_native_sizes(tmp_path):
-    root = write_city("vigor", tmp_path / "v", cities=1, panoramas=1, tiles=9, jobs=1, native=True)
+    root = write_city("vigor", tmp_path / "v", cities=1, panoramas=2, tiles=9, jobs=1, native=True)
     assert Image.open(next((root / "NewYork" / "panorama").iterdir())).size == (2048, 1024)
     tile = Image.open(next((root / "NewYork" / "satellite").iterdir()))
     assert tile.size == (640, 640) and tile.format == "PNG"
@@ -295,7 +295,8 @@ def test_a_finished_city_is_kept_and_other_arguments_are_refused(cvusa):
     "options, message",
     [
         (["--layout", "vigor", "--tiles", "9", "--panoramas", "500"], "--panoramas 500 do not fit on --tiles 9"),
-        (["--layout", "vigor", "--tiles", "1", "--panoramas", "1"], "do not fit"),
+        (["--layout", "vigor", "--tiles", "1", "--panoramas", "2"], "do not fit"),
+        (["--layout", "vigor", "--panoramas", "1"], "--panoramas is 1: it must be at least 2"),
         (["--layout", "vigor", "--cities", "5"], "--cities is 5"),
         (["--layout", "cvusa", "--train", "0"], "--train is 0"),
         (["--layout", "cvact", "--test", "-4"], "--test is -4"),
@@ -387,6 +388,7 @@ def test_check_data_looks_at_the_cities_that_are_there(tmp_path, capsys):
         told = capsys.readouterr().out
         assert "train: 6 panoramas of NewYork, Seattle, 50 tiles, 0 left out" in told
         assert "100.00 % within 6 px" in told and "lacks" in told
+        assert "cross-area train: 12 panoramas, 50 tiles, 0 left out" in told and "cross-area test: " in told
     data = VIGOR(tmp_path, "train", area=("NewYork", "Seattle"))
     lost = tmp_path / data.aerial[data.tiles[0, 2]]
     lost.unlink()

@@ -45,7 +45,7 @@ def write_city(layout, out, *, seed=0, train=2000, val=500, test=500, cities=4, 
     from .vigor import write_vigor
 
     arguments = {"layout": layout, "seed": seed, "native": native}
-    jobs = jobs or os.cpu_count() or 1
+    jobs = jobs or _cores()
     if layout == "vigor":
         arguments |= {"cities": cities, "panoramas": panoramas, "tiles": tiles}
         _check(arguments, jitter_metres, jitter_degrees)
@@ -62,11 +62,16 @@ def write_city(layout, out, *, seed=0, train=2000, val=500, test=500, cities=4, 
     return _write_pairs(layout, Path(out), arguments, counts, jobs)
 
 
+def _cores():
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _check(arguments, metres, degrees):
+    least = {"val": 0, "test": 0, "panoramas": 2}  # half of a city's panoramas are for training
     for name in ("train", "val", "test", "cities", "panoramas", "tiles"):
         value = arguments.get(name)
-        if value is not None and (value < 0 or (value == 0 and name not in ("val", "test"))):
-            raise CityError(f"--{name} is {value}: it must be at least {0 if name in ('val', 'test') else 1}.")
+        if value is not None and value < least.get(name, 1):
+            raise CityError(f"--{name} is {value}: it must be at least {least.get(name, 1)}.")
     if arguments["seed"] < 0:
         raise CityError(f"--seed is {arguments['seed']}: it must not be negative.")
     if not 0 <= metres <= TILE / 4:

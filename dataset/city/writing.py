@@ -2,9 +2,7 @@
 
 import io
 import json
-import logging
 import os
-import time
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from functools import lru_cache
@@ -21,8 +19,6 @@ from utils.writing import PARTIAL, whole_file, write_text
 
 from .plan import City
 from .render import region_raster, render_aerial, render_ground
-
-log = logging.getLogger(__name__)
 
 VERSION = 1  # raised whenever the same arguments make other bytes
 UNFINISHED = "city.unfinished.json"
@@ -148,7 +144,7 @@ def render_all(root, regions, jobs):
 
 
 def open_folder(root, arguments):
-    """Make or take up the output folder; returns whether it already holds the finished set.
+    """Make or take up the output folder.
 
     Raises:
         CityError: it holds other things, or a city made with other arguments, or cannot be written.
@@ -168,7 +164,7 @@ def open_folder(root, arguments):
                         f"{root} holds a city made with {k} {found.get(k)!r}, not {wanted.get(k)!r}: "
                         "give the same arguments to go on with it, or another --out."
                     )
-                return name == FINISHED
+                return
         if entries:
             raise CityError(
                 f"{root} is not empty and holds no city (but {entries[0]}): give an empty or new folder as --out."
@@ -176,7 +172,6 @@ def open_folder(root, arguments):
         write_text(root / UNFINISHED, json.dumps({"arguments": wanted}))
     except (NotADirectoryError, FileExistsError):
         raise CityError(f"{root} cannot be used as a folder: a file is in the way.") from None
-    return False
 
 
 def _read_arguments(path):
@@ -188,7 +183,5 @@ def _read_arguments(path):
 
 def close_folder(root, arguments, record):
     """Write city.json, the last file: with it the set is complete."""
-    started = time.time()
     write_text(Path(root) / FINISHED, json.dumps({"arguments": {"version": VERSION, **arguments}, **record}))
     (Path(root) / UNFINISHED).unlink(missing_ok=True)
-    log.debug("closed %s in %.1f s", root, time.time() - started)
