@@ -12,6 +12,7 @@ import numpy as np
 
 from utils.arguments import natural, positive
 from utils.errors import UserError
+from utils.flags import DATASETS, build_parser
 from utils.run_files import DESCRIPTOR_FILES, RunFiles, read_rows
 
 RED, GREEN, GREY, BLUE, ORANGE = "#d62728", "#2ca02c", "#b0b0b0", "#1f77b4", "#e6861a"
@@ -75,8 +76,6 @@ def run_options(folder, data_root=None, evaluation=False):
 
     With `evaluation`, those of its last evaluation, which may have looked at other data than the training.
     """
-    from utils.flags import DATASETS, build_parser
-
     recorded = read_json(Path(folder) / "args.json")
     if not isinstance(recorded, dict) or "dataset" not in recorded:
         raise UserError(f"{Path(folder) / 'args.json'} names no dataset; give the folder of a run of train.py")
@@ -146,25 +145,46 @@ def load_evaluation(folder, data_root=None):
     Raises:
         UserError: files of the run or of the data are missing, or do not belong together.
     """
-    from dataset.build import build_datasets
-
     descriptors = load_descriptors(folder)
     options = run_options(folder, data_root, evaluation=True)
+    refuse_searched(folder, options)
+    return *map(unit, descriptors), *_images_of(descriptors, options, folder)
+
+
+def load_files(ground, aerial, flags):
+    """As `load_evaluation`, of two .npy files, whose data are those that train.py would evaluate with `flags`."""
+    from utils.options import check
+
+    descriptors = read_rows(ground), read_rows(aerial)
+    options = check(build_parser().parse_args([*flags, "-e"]))
+    return *map(unit, descriptors), *_images_of(descriptors, options, f"{ground}, {aerial}")
+
+
+def _images_of(descriptors, options, name):
+    """The query and gallery datasets that the options say, which must have as many images as there are descriptors."""
+    from dataset.build import build_datasets
+
+    _, query, reference = build_datasets(options)
+    if (len(query), len(reference)) != tuple(map(len, descriptors)):
+        raise UserError(
+            f"{name} holds descriptors of {len(descriptors[0])} queries and {len(descriptors[1])} gallery images, "
+            f"{options.data_root} has {len(query)} and {len(reference)}; give the --data-root of that evaluation"
+        )
+    return query, reference
+
+
+def refuse_searched(folder, options):
+    """Raises UserError where an evaluation compared more descriptors than it saved."""
     if options.search_north:
         raise UserError(
             f"{folder} was evaluated with --search-north, whose turned descriptors are not saved; evaluate it without"
         )
-    _, query, reference = build_datasets(options)
-    if (len(query), len(reference)) != tuple(map(len, descriptors)):
-        raise UserError(
-            f"{folder} holds descriptors of {len(descriptors[0])} queries and {len(descriptors[1])} gallery images, "
-            f"{options.data_root} has {len(query)} and {len(reference)}; give the --data-root of that evaluation"
-        )
-    return *map(unit, descriptors), query, reference
 
 
 def load_model(folder):
     """The trained model of a run, on the CPU and ready to evaluate, and the run's options.
+
+    Where the folder has weights of its own, they and the options of their training; else those it evaluated.
 
     Raises:
         UserError: args.json or weights are missing or do not fit.
@@ -174,8 +194,11 @@ def load_model(folder):
     from utils.options import settle_model_options
 
     require(folder, ("args.json",), "give the folder of a run of train.py")
-    options = run_options(folder)
-    state = load_checkpoint(RunFiles(folder).weights_to_evaluate())
+    files = RunFiles(folder)
+    evaluated = files.evaluation().get("weights")
+    trained = files.best.is_file() or files.checkpoint.is_file() or not evaluated
+    options = run_options(folder, evaluation=not trained)
+    state = load_checkpoint(files.weights_to_evaluate(None if trained else Path(evaluated)))
     settle_model_options(options, model_options(state))
     model = build_model(options)
     load_weights(model, state)

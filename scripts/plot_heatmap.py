@@ -3,14 +3,15 @@
 
     python scripts/plot_heatmap.py RUN_GAP RUN_FRM --names "one average" FRGeo [--count 4 --seed 0 | --queries 3 17 20]
 
-Each run's folder holds args.json and weights (model_best.pth.tar, else checkpoint.pth.tar). Writes heatmap.png and
+Each run's folder holds args.json and weights (model_best.pth.tar, else checkpoint.pth.tar), or an evaluation of weights
+that lie elsewhere. Writes heatmap.png and
 heatmap.pdf into the last folder, or OUT.png and OUT.pdf.
 
 The heat is class activation mapping (CAM, Zhou et al., CVPR 2016) with the other view's descriptor in the place of a
 class: what each cell of an encoder's last feature map adds to the pair's cosine similarity. Averaging is linear and
 the final LayerNorm's deviation is held, so the cells add up to the similarity, less the share of the norm's bias.
 Negative values are cut, and each image is scaled to its largest. The number beside a row is the pair's similarity;
-dotted lines are the borders of FRM's quadrants.
+dotted lines are the borders of FRM's regions, in the last run.
 """
 
 import sys
@@ -116,7 +117,7 @@ def images_to_show(options, rows):
     return [[image.movedim(0, -1).numpy() for image in pair] for pair in pairs]
 
 
-def draw(pictures, rows, panels, turned):
+def draw(pictures, rows, panels, regions, turned):
     """A block per query: its pair as it is, and a row per {run: [(ground heat, aerial heat, similarity)]}."""
     import matplotlib.pyplot as plt
 
@@ -138,11 +139,19 @@ def draw(pictures, rows, panels, turned):
                 figure.add_axes((left / width, bottom / height, aspect * unit / width, unit / height))
                 for left, aspect in zip((x, x + aspects[0] * unit + 0.06), aspects, strict=True)
             ]
-            draw_row(axes, pictured, label, turned, heats)
+            draw_row(axes, pictured, label, regions, turned, heats)
     return figure
 
 
-def draw_row(axes, pictured, label, turned, heats=None):
+def borders(view, regions):
+    """Lines ((x, x), (y, y)) between FRM's regions (`model.recombination`), in shares of the image's size."""
+    if view == "ground":
+        return [((k / regions, k / regions), (0, 1)) for k in range(1, regions)]
+    upright, level = ((0.5, 0.5), (0, 1)), ((0, 1), (0.5, 0.5))
+    return {1: [], 2: [upright], 4: [upright, level]}.get(regions, [upright, level, ((0, 1), (0, 1)), ((0, 1), (1, 0))])
+
+
+def draw_row(axes, pictured, label, regions, turned, heats=None):
     """One pair, with heat where it is given, with borders and compass letters where it is not."""
     for axis, view, picture, heat in zip(axes, VIEWS, pictured, heats or (None, None), strict=True):
         height, width = picture.shape[:2]
@@ -150,11 +159,8 @@ def draw_row(axes, pictured, label, turned, heats=None):
         if heat is not None:
             heat = enlarge(heat, (height, width))
             axis.imshow(heat, cmap="inferno", alpha=np.clip(1.3 * heat, 0, 0.85), vmin=0, vmax=1, aspect="auto")
-        borders = {"color": "white", "linestyle": ":", "linewidth": 1}
-        for x in np.arange(1, 4) / 4 if view == "ground" else [1 / 2]:
-            axis.axvline(x * width - 0.5, **borders)
-        if view == "aerial":
-            axis.axhline(height / 2 - 0.5, **borders)
+        for x, y in borders(view, regions):
+            axis.plot(np.array(x) * width - 0.5, np.array(y) * height - 0.5, color="white", linestyle=":", linewidth=1)
         axis.set(xticks=[], yticks=[], xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
         if heat is None and view == "ground" and not turned:
             axis.set_xticks(np.arange(5) / 4 * width - 0.5, list("SWNES"), fontsize=8)
@@ -183,7 +189,7 @@ def main(argv=None):
                     )
         panels = {name: heats for name, (_, _, heats) in zip(names, found, strict=True)}
         turned = bool(options.fov % 360) or options.orientation == "unknown"
-        figure = draw(images_to_show(options, rows), rows, panels, turned)
+        figure = draw(images_to_show(options, rows), rows, panels, options.regions, turned)
         save_figure(figure, args.out or args.runs[-1] / "heatmap")
 
 

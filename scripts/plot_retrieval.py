@@ -2,10 +2,13 @@
 """Draw retrieval examples and the recall curve of an evaluated run.
 
     python scripts/plot_retrieval.py SAVE_PATH [--data-root DIR] [--queries ROW ... | --failures]
+    python scripts/plot_retrieval.py grd_global_descriptor.npy sat_global_descriptor.npy --dataset vigor --data-root DIR
 
-Reads what `train.py ... -e` left in SAVE_PATH: the descriptors, metrics.json and args.json. Writes, into SAVE_PATH or
---out, retrieval.png (each query with its five most similar aerial images, the true one framed red, VIGOR's
-semi-positives green) and recall.png (share of queries whose positive is among the first k), each as PDF too.
+Reads what `train.py ... -e` left in SAVE_PATH: the descriptors, metrics.json and args.json; or two files of
+descriptors, with the flags of train.py that say which data they are of (--cross, --eval-split ... as well). Writes,
+into SAVE_PATH, beside the files, or into --out, retrieval.png (each query with its five most similar aerial images, the
+true one framed red, VIGOR's semi-positives green) and recall.png (share of queries whose positive is among the first
+k), each as PDF too.
 """
 
 import sys
@@ -15,8 +18,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from scripts.figures import GREEN, GREY, RED, add_query_flags, chosen_queries, load_evaluation, save_figure
+from scripts.figures import (
+    GREEN,
+    GREY,
+    RED,
+    add_query_flags,
+    chosen_queries,
+    load_evaluation,
+    load_files,
+    save_figure,
+)
 from utils.arguments import Parser, mistakes_told
+from utils.errors import UserError
 
 TOP = 5
 
@@ -78,22 +91,41 @@ def draw_recall(ranks, gallery, name):
     return figure
 
 
+def load(args, of_data):
+    """What `load_evaluation` gives, of a run's folder or of two files and the flags of their data."""
+    files = [path.suffix == ".npy" for path in args.sources]
+    if files == [True, True]:
+        return load_files(*args.sources, [*of_data, *(["--data-root", args.data_root] if args.data_root else [])])
+    if len(files) > 1 or any(files):
+        raise UserError(f"{', '.join(map(str, args.sources))}: give the folder of a run, or exactly two .npy files")
+    if of_data:
+        raise UserError(f"{' '.join(of_data)}: a run's folder says itself what it evaluated; leave this out")
+    return load_evaluation(args.sources[0], args.data_root)
+
+
 def main(argv=None):
     parser = Parser(__doc__)
-    parser.add_argument("save_path", type=Path, help="folder of a run evaluated with -e")
+    parser.add_argument(
+        "sources",
+        nargs="+",
+        type=Path,
+        metavar="SAVE_PATH",
+        help="folder of a run evaluated with -e, or two .npy files",
+    )
     parser.add_argument("--data-root", help="folder of the data (default: the one the run was given)")
     parser.add_argument("--out", type=Path, help="folder to write to (default: SAVE_PATH)")
     parser.add_argument("--failures", action="store_true", help="show the --count queries with the worst ranks")
     add_query_flags(parser, 6)
-    args = parser.parse_args(argv)
+    args, of_data = parser.parse_known_args(argv)
     with mistakes_told("plot_retrieval.py"):
         from utils.metrics import positive_ranks
 
-        q, r, query, reference = load_evaluation(args.save_path, args.data_root)
+        q, r, query, reference = load(args, of_data)
         ranks = positive_ranks(q, r, query.labels)
         worst = np.argsort(-ranks, kind="stable")[: args.count]
         shown = worst.tolist() if args.failures else chosen_queries(args, len(ranks))
-        out = args.out or args.save_path
+        first = args.sources[0]
+        out = args.out or (first.parent if first.suffix == ".npy" else first)
         save_figure(draw_examples(q, r, query, reference, shown, ranks), out / "retrieval", dpi=100)
         save_figure(draw_recall(ranks, len(r), f"FRGeo, {query.name} {query.split}"), out / "recall")
 

@@ -24,6 +24,7 @@ from scripts.figures import (
     RED,
     load_descriptors,
     load_evaluation,
+    refuse_searched,
     run_names,
     run_options,
     save_figure,
@@ -77,7 +78,9 @@ def read_run(folder, data_root):
     from dataset.build import LAYOUTS
 
     query, reference = load_descriptors(folder)
-    if LAYOUTS[run_options(folder, evaluation=True).dataset].one_to_one:
+    options = run_options(folder, evaluation=True)
+    refuse_searched(folder, options)
+    if LAYOUTS[options.dataset].one_to_one:
         return Paired(unit(query), unit(reference), np.arange(len(query)))
     query, reference, listed, _ = load_evaluation(folder, data_root)
     return Paired(query, reference, listed.labels)

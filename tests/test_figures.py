@@ -11,6 +11,7 @@ import torch
 from matplotlib.image import imread
 from torch import nn
 
+import train
 from model import FeatureRecombination, FRGeo
 from model.frgeo import Encoder
 from scripts import plot_heatmap, plot_overview, plot_retrieval, plot_training, plot_tsne, tsne
@@ -248,6 +249,36 @@ def test_heatmaps_of_two_runs_side_by_side(runs, tmp_path):
     assert written(tmp_path / "one").shape[1] < first.shape[1]
 
 
+def test_heatmaps_of_weights_that_lie_elsewhere(runs, roots, tmp_path):
+    weights = str(runs["cvusa"] / "model_best.pth.tar")
+    train.main([*make_data.flags(roots["cvact"], tmp_path / "e", "-e", "--weights", weights, dataset="cvact")])
+    plot_heatmap.main([str(tmp_path / "e"), "--count", "1"])
+    written(tmp_path / "e" / "heatmap")
+
+
+@pytest.mark.parametrize("regions", [1, 2, 4, 8])
+def test_borders_part_what_falls_into_different_regions(regions):
+    """A cell on either side of each border belongs to another region, and there are no other borders."""
+    for view, size in (("ground", (8, 64)), ("aerial", (64, 64))):
+        cells = torch.eye(size[0] * size[1]).view(-1, 1, *size)
+        region = FeatureRecombination(view, regions)(cells)[:, :, 0].argmax(dim=1).view(size)
+        drawn = torch.zeros(size, dtype=torch.bool)
+        for x, y in plot_heatmap.borders(view, regions):
+            for share in np.linspace(0.01, 0.99, 400):
+                column, row = (a[0] + share * (a[1] - a[0]) for a in (x, y))
+                column, row = column * size[1], row * size[0]
+                drawn[int(row - 1e-6) : int(row + 1e-6) + 1, int(column - 1e-6) : int(column + 1e-6) + 1] = True
+        parted = torch.zeros(size, dtype=torch.bool)
+        across, down = region[:, 1:] != region[:, :-1], region[1:] != region[:-1]
+        parted[:, 1:] |= across
+        parted[:, :-1] |= across
+        parted[1:] |= down
+        parted[:-1] |= down
+        assert len(region.unique()) == regions
+        assert not (drawn & ~torch.nn.functional.max_pool2d(parted[None].float(), 3, 1, 1)[0].bool()).any()
+        assert not (parted & ~torch.nn.functional.max_pool2d(drawn[None].float(), 3, 1, 1)[0].bool()).any()
+
+
 @pytest.mark.parametrize("layout", ["cvact", "vigor"])
 def test_heatmaps_of_the_other_layouts(runs, layout):
     plot_heatmap.main([str(runs[layout]), "--count", "2"])
@@ -305,6 +336,26 @@ def test_retrieval_examples(runs, layout, tmp_path):
     written(tmp_path / "recall")
     plot_retrieval.main([str(runs[layout]), "--queries", "5", "1", "3", "--out", str(tmp_path)])
     assert written(tmp_path / "retrieval").shape[0] > two.shape[0]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_retrieval_of_two_files(runs, roots, layout, tmp_path, capsys):
+    files = [str(runs[layout] / f"{view}_global_descriptor.npy") for view in ("grd", "sat")]
+    data = ["--dataset", layout, "--data-root", str(roots[layout])]
+    plot_retrieval.main([*files, *data, "--count", "2", "--out", str(tmp_path / "files")])
+    plot_retrieval.main([str(runs[layout]), "--count", "2", "--out", str(tmp_path / "run")])
+    for name in ("retrieval", "recall"):
+        np.testing.assert_array_equal(written(tmp_path / "files" / name), written(tmp_path / "run" / name))
+    assert "exactly two .npy files" in refused(plot_retrieval.main, capsys, files[0])
+    assert "says itself what it evaluated" in refused(plot_retrieval.main, capsys, runs[layout], *data[:2])
+
+
+def test_turned_descriptors_that_are_not_saved_are_not_shown(runs, tmp_path, capsys):
+    shutil.copytree(runs["cvusa"], tmp_path / "run")
+    metrics = json.loads((runs["cvusa"] / "metrics.json").read_text()) | {"search_north": 4}
+    (tmp_path / "run" / "metrics.json").write_text(json.dumps(metrics))
+    for main in (plot_tsne.main, plot_retrieval.main):
+        assert "evaluated with --search-north" in refused(main, capsys, tmp_path / "run")
 
 
 def test_retrieval_refuses_queries_that_are_not_there(runs, tmp_path, capsys):
