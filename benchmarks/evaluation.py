@@ -5,8 +5,8 @@
 
 Descriptors are drawn like a trained network's (similarities of strangers spread by 0.2) or at random. The plain way is
 the published one: descriptors and similarities in float64, a comparison per row in Python (with --device cuda: float32,
-one comparison). At VIGOR's size its work on the queries is
-measured on some of them and scaled. Ours has no matrix, and the same ranks.
+one comparison). At VIGOR's size it is measured on 4,000 and on 8,000 queries, and what these add is scaled. Ours has no
+matrix, and the same ranks.
 """
 
 import sys
@@ -46,11 +46,14 @@ def plain_ranks(query, reference, labels):
         q, r = (torch.nn.functional.normalize(rows, dim=1) for rows in (query, reference))
         similarity = q @ r.T
         return (similarity > similarity.gather(1, labels.to(q.device)[:, None])).sum(1).cpu()
-    q, r = (rows.double().numpy() for rows in (query, reference))
-    for rows in (q, r):
-        rows /= np.sqrt(np.einsum("ij,ij->i", rows, rows))[:, None]
+    q, r = normalised(query), normalised(reference)
     similarity = q @ r.T
     return torch.tensor([np.sum(row > row[label]) for row, label in zip(similarity, labels.numpy(), strict=True)])
+
+
+def normalised(rows):
+    rows = rows.double().numpy()
+    return rows / np.sqrt(np.sum(rows**2, axis=1, keepdims=True))
 
 
 def run(scale="small", device="cpu", dim=3072, rounds=3):
@@ -71,9 +74,9 @@ def compare(name, scale, device, dim, rounds):
     plain, ours = best["plain"], best["here"]
     equal = (plain.result == ours.result[:count]).double().mean().item()
     if count < queries:
-        fixed = measured(lambda: plain_ranks(query[:0], reference, labels[:0]))  # the gallery's part does not grow
-        grown = (a + (b - a) * queries / count for a, b in zip(fixed[1:], plain[1:], strict=True))
-        plain = Measure(plain.result, *grown)
+        twice = measured(lambda: plain_ranks(query[: 2 * count], reference, labels[: 2 * count]))
+        grown = (a + (b - a) * (queries - count) / count for a, b in zip(plain[1:], twice[1:], strict=True))
+        plain = Measure(plain.result, *grown)  # the gallery's own part does not grow
     recall = 100 * (ours.result == 0).double().mean().item()
     what = f"evaluation, {queries:,} x {gallery:,}, {name} (R@1 {recall:.0f} %)"
     return row(what, plain, ours, f"{100 * equal:.2f} % of ranks")
