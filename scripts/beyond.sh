@@ -36,4 +36,5 @@ grid --name beyond --data "$cross" \
     --variant "patch dropout 0.15=--op adamw --mining --patch-dropout 0.15" \
     --variant "mining by coordinates for $((epochs / 4)) epochs=--op adamw --mining --coordinate-mining $((epochs / 4))" \
     --variant "weight average 0.99=--op adamw --mining --ema 0.99" \
+    --variant "8 regions=--op adamw --mining --regions 8" \
     --variant "$wider"

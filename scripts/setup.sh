@@ -35,4 +35,5 @@ if ! satisfied "$PYTHON"; then
         }
     fi
     PYTHON="$PWD/.venv/bin/python"
+    echo "Using .venv; for commands of your own: source .venv/bin/activate"
 fi

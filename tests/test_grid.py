@@ -104,7 +104,7 @@ def test_what_goes_beyond_the_paper_costs_the_same(folder, more):  # noqa: F811
     base = rows.pop(runs[0].variant)
     assert all(row["cross"] and row["mining"] for row in rows.values())
     flags = ["label_smoothing", "learn_temperature", "augment", "colour_jitter", "patch_dropout", "coordinate_mining"]
-    for flag in [*flags, "ema", "tuple_size", "arch", "vigor_guard"]:
+    for flag in [*flags, "ema", "tuple_size", "arch", "vigor_guard", "regions"]:
         assert not base[flag] or flag in ("arch", "tuple_size", "vigor_guard")
         assert sum(row[flag] != base[flag] for row in rows.values()) == 1
     fewer = {"resnet10t": 4, "convnext_small": 2}
