@@ -36,21 +36,23 @@ class Descriptors:
         self.wide = False  # whether a norm is too large or too small for float32
         spread, first = 0.0, None
         for start in range(0, self.rows, EXACT_ROWS):
-            block = self.block(slice(start, start + EXACT_ROWS)).double()
-            square = block.square().sum(dim=1)
-            if not torch.isfinite(square).all():
-                row = start + int((~torch.isfinite(square)).nonzero()[0])
+            block = self.block(slice(start, start + EXACT_ROWS))
+            norm = torch.linalg.vector_norm(block, dim=1, dtype=torch.float64)
+            if not torch.isfinite(norm).all():
+                row = start + int((~torch.isfinite(norm)).nonzero()[0])
                 raise DescriptorError(f"{name} are not finite (row {row} of {self.rows}); the training has diverged")
-            if (square == 0).any():
-                row = start + int((square == 0).nonzero()[0])
+            if (norm == 0).any():
+                row = start + int((norm == 0).nonzero()[0])
                 raise DescriptorError(f"{name} hold a zero vector (row {row} of {self.rows}): it has no direction")
-            inverse = square.rsqrt()
+            inverse = norm.reciprocal()
             self.wide |= bool(((inverse < SMALL) | (inverse > 1 / SMALL)).any())
             self.inverse_norm[start : start + len(block)] = inverse
-            if spread < COLLAPSED:  # one pair of rows that differ is enough
-                block = block * inverse[:, None]  # not in place: the rows may be the caller's
-                first = block[0].clone() if first is None else first
-                spread = max(spread, float((block - first).abs().max()))
+            for part, scale in zip(block.split(64), inverse.split(64), strict=True):
+                if spread >= COLLAPSED:  # one pair of rows that differ is enough
+                    break
+                unit = part.double() * scale[:, None]
+                first = unit[0].clone() if first is None else first
+                spread = float((unit - first).abs().max())
         if self.rows > 1 and spread < COLLAPSED:
             raise DescriptorError(
                 f"{name} have collapsed: all {self.rows} are equal to within {COLLAPSED:g}; such a set would score "

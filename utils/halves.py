@@ -14,6 +14,7 @@ TOO_CLOSE = 0.005  # share of a block within its bound from which bfloat16 is no
 PROBES = 32  # queries, and parts of the gallery, that tell whether bfloat16 can decide most comparisons
 BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # of x86 and ARM processors
 TRIAL_ROWS = 1024  # of the square matrices that tell which product is faster
+CONVERTED = 256  # rows converted at once: few enough to stay in the processor's cache
 HELD_BYTES = 2**30  # of a gallery in bfloat16; a larger one is converted block by block
 
 
@@ -44,7 +45,7 @@ class Halves:
         if 2 * r.rows * (r.dim + self.EXTRA) <= HELD_BYTES:
             self.held = torch.empty(-(-r.rows // 8) * 8, r.dim + self.EXTRA, dtype=torch.bfloat16, device=r.device)
             self.held[r.rows :] = 0
-            parts = [self._convert(columns, self.held[columns]) for columns in slices(r.rows, 1024)]
+            parts = [self._convert(columns, self.held[columns]) for columns in slices(r.rows, CONVERTED)]
             self.error = max(parts)
 
     def _convert(self, columns, own):
@@ -66,10 +67,14 @@ class Halves:
 
     def prepare(self, q, rows, targets, tie):
         """What `count` needs of a block of queries."""
-        unit = q.unit(rows, torch.float32)
-        own = torch.zeros(len(unit), self.dim + self.EXTRA, dtype=torch.bfloat16, device=q.device)
-        own[:, : self.dim] = unit
-        error = (unit - own[:, : self.dim]).norm(dim=1)
+        count = len(targets[0])
+        own = torch.zeros(count, self.dim + self.EXTRA, dtype=torch.bfloat16, device=q.device)
+        error = torch.empty(count, device=q.device)
+        for part in slices(count, CONVERTED):
+            within = slice(rows.start + part.start, rows.start + part.stop) if isinstance(rows, slice) else rows[part]
+            unit = q.unit(within, torch.float32)
+            own[part, : self.dim] = unit
+            error[part] = (unit - own[part, : self.dim]).norm(dim=1)
         # |q.r - q'.r'| <= |q - q'| |r| + |q'| |r - r'|, then sums of float32 products, four times Higham's bound as
         # matrix units may truncate, and float32 norms.
         bound = error + (1 + error) * self.error + 6 * rounding(self.dim + 3, torch.float32) + tie
