@@ -257,11 +257,11 @@ def test_options_that_a_run_is_resumed_or_evaluated_without_are_logged(roots, tm
     train.main([*run, "--lr", "0.001", "--batch-size", "8", "--cos", "--orientation", "unknown", "--epochs", "1"])
     train.main([*flags(roots["cvusa"], tmp_path / "e"), "-e", "--weights", str(tmp_path / "model_best.pth.tar")])
     log = (tmp_path / "e" / "log.txt").read_text()
-    assert "--orientation is aligned, the checkpoint was trained with unknown" in log and "--lr is" not in log
+    assert "--orientation aligned, in the checkpoint unknown" in log and "--lr 0" not in log
     train.main([*run, "--epochs", "2", "--batch-size", "8", "--resume", str(tmp_path / "checkpoint.pth.tar")])
     log = (tmp_path / "log.txt").read_text()
-    assert "--lr is 0.03, the checkpoint was trained with 0.001" in log
-    assert "--cos is None, the checkpoint was trained with True" in log and "--batch-size is" not in log
+    assert "--lr 0.03, in the checkpoint 0.001" in log
+    assert "--cos not set, in the checkpoint set" in log and "--batch-size" not in log
 
 
 @pytest.mark.parametrize(

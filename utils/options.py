@@ -214,7 +214,8 @@ def changed_options(args, state):
             continue
         now, then = _effective(name, vars(args)), _effective(name, stored)
         if now != then:
-            sentences.append(f"{_flag(name)} is {_text(now)}, the checkpoint was trained with {_text(then)}")
+            told = ["set" if value is True else "not set" if value is None else _text(value) for value in (now, then)]
+            sentences.append(f"{_flag(name)} {told[0]}, in the checkpoint {told[1]}")
     return sentences
 
 
