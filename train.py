@@ -140,12 +140,12 @@ def rescore(args, device, files):
     descriptors = read_descriptors(args.descriptors, query, reference)
     if distributed.is_main():
         files.open(fresh=False)
-        if files.folder.resolve() != source.folder.resolve():
-            files.set_evaluation_aside()
     distributed.barrier()
     start_logging(args.save_path)
     started = time.perf_counter()
     metrics = score_saved(*descriptors, query, args, device)
+    if distributed.is_main() and files.folder.resolve() != source.folder.resolve():
+        files.set_evaluation_aside()
     weights, epoch = made_from.get("weights", args.descriptors), made_from.get("epoch")
     return record(metrics, datasets, args, files, weights, epoch, started)
 
@@ -199,6 +199,8 @@ def prepare_training(args, model, train_set, device, state):
                 average.steps = state.get("average_steps", 0)
             start = int(state["epoch"]) if args.start_epoch is None else args.start_epoch
             best = float(state["best_acc1"])
+        except torch.OutOfMemoryError:
+            raise
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise UserError(f"--resume {args.resume} is no whole checkpoint ({error!r}); give another one") from error
     return Training(sampler, criterion, optimizer, average, start, best)

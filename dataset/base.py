@@ -117,8 +117,7 @@ class PairDataset(Dataset, ABC):
     ):
         if view not in VIEWS:
             raise ValueError(f"view is {view!r}; expected one of {', '.join(VIEWS)}")
-        if split in ("val", "test") and len(self.splits) == 2:
-            split = self.splits[1]
+        split = self.own_split(split)
         if split not in self.splits:
             raise ValueError(f"{type(self).__name__} has no split {split!r}; expected one of {', '.join(self.splits)}")
         self.root, self.split, self.view = self.find_root(root), split, view
@@ -146,6 +145,11 @@ class PairDataset(Dataset, ABC):
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # loader workers see it change
 
     # What a layout says of itself.
+
+    @classmethod
+    def own_split(cls, split):
+        """The layout's name of a split: one with a single split to evaluate answers to "val" and "test" alike."""
+        return cls.splits[1] if split in ("val", "test") and len(cls.splits) == 2 else split
 
     @abstractmethod
     def read(self):

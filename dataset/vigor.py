@@ -48,7 +48,7 @@ class VIGOR(PairDataset):
         if labels not in LABEL_SUFFIXES:
             raise ValueError(f"labels is {labels!r}; expected one of {', '.join(LABEL_SUFFIXES)}")
         self.cross, self.label_version = cross, labels
-        protocol = VIGOR_CROSS_CITIES.get(split, ()) if cross else VIGOR_CITIES
+        protocol = VIGOR_CROSS_CITIES.get(self.own_split(split), ()) if cross else VIGOR_CITIES
         self.cities = tuple(c for c in protocol if area is None or c in area)
         super().__init__(root, split, view, **kwargs)
 

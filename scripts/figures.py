@@ -195,8 +195,10 @@ def load_model(folder):
 
     require(folder, ("args.json",), "give the folder of a run of train.py")
     files = RunFiles(folder)
-    evaluated = files.evaluation().get("weights")
-    trained = files.best.is_file() or files.checkpoint.is_file() or not evaluated
+    trained, evaluated = files.best.is_file() or files.checkpoint.is_file(), None
+    if not trained:
+        evaluated = files.evaluation().get("weights")
+        trained = not (evaluated and Path(evaluated).is_file())
     options = run_options(folder, evaluation=not trained)
     state = load_checkpoint(files.weights_to_evaluate(None if trained else Path(evaluated)))
     settle_model_options(options, model_options(state))
@@ -211,5 +213,6 @@ def shorten(text, most):
 
 
 def unit(rows):
-    """L2-normalised rows."""
+    """L2-normalised rows, float32 or wider."""
+    rows = np.asarray(rows, dtype=np.promote_types(rows.dtype, np.float32))
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)

@@ -204,13 +204,13 @@ def main(argv=None):
     with mistakes_told("report.py"):
         results = find_results(args.results)
         text = f"{tabulate(results)}\n\n{remarks(results)}"
-        print(text)
         if args.out:
             try:
                 args.out.parent.mkdir(parents=True, exist_ok=True)
                 args.out.write_text(text + "\n", encoding="utf-8")
             except OSError as error:
                 raise UserError(f"--out {args.out} cannot be written ({error}); give another file") from error
+        print(text)
 
 
 if __name__ == "__main__":

@@ -250,7 +250,9 @@ def test_own_pairs_are_named_once_and_have_one_image_a_view(tmp_path):
 
 def test_one_evaluation_split_has_two_names_and_an_empty_one_is_told(roots, tmp_path):
     assert CVUSA(roots["cvusa"], "test").ground == CVUSA(roots["cvusa"], "val").ground
-    assert VIGOR(roots["vigor"], "val").split == "test"
+    for cross in (False, True):
+        val, test = (VIGOR(roots["vigor"], split, cross=cross) for split in ("val", "test"))
+        assert val.split == "test" and val.ground == test.ground and val.aerial == test.aerial
     make_data.write_vigor(tmp_path)
     for path in tmp_path.rglob("same_area_balanced_test.txt"):
         path.write_text("")

@@ -225,6 +225,32 @@ def test_an_evaluation_goes_aside_when_its_weights_are_trained_on(roots, tmp_pat
     assert train.main([*flags(roots["cvusa"], tmp_path / "x"), "-e", "--descriptors", str(aside)]) == found
 
 
+def test_a_rescoring_leaves_an_evaluation_whole_until_it_has_its_own(roots, tmp_path, capfd):
+    train.main([*flags(roots["cvusa"], tmp_path / "run"), *ADAMW, "--epochs", "1"])
+    weights = ["-e", "--weights", str(tmp_path / "run" / "model_best.pth.tar")]
+    found = train.main([*flags(roots["cvusa"], tmp_path / "a"), *weights])
+    train.main([*flags(roots["cvusa"], tmp_path / "b"), *weights, "--fov", "180", "--ground-size", "32", "256"])
+    (tmp_path / "bad").mkdir()
+    for name in run_files.DESCRIPTOR_FILES:
+        np.save(tmp_path / "bad" / name, np.full_like(np.load(tmp_path / "a" / name), np.nan))
+    rescore = [*flags(roots["cvusa"], tmp_path / "a"), "-e", "--descriptors"]
+    assert "not finite" in told(capfd, [*rescore, str(tmp_path / "bad")])
+    assert list((tmp_path / "a").glob("*.npy")) and not (tmp_path / "a" / "previous-1").exists()
+    assert "turns whole panoramas" in told(capfd, [*rescore, str(tmp_path / "b"), "--search-north", "4"])
+    train.main([*rescore, str(tmp_path / "b")])
+    assert json.loads((tmp_path / "a" / "metrics.json").read_text())["fov"] == 180
+    aside = tmp_path / "a" / "previous-1"
+    assert json.loads((aside / "args.json").read_text())["fov"] == 0 and not (tmp_path / "a" / "args.json").exists()
+    assert train.main([*flags(roots["cvusa"], tmp_path / "again"), "-e", "--descriptors", str(aside)]) == found
+
+
+def test_a_damaged_record_of_options_is_replaced(roots, tmp_path):
+    train.main([*flags(roots["cvusa"], tmp_path), *ADAMW, "--epochs", "1"])
+    (tmp_path / "args.json").write_text('{"dataset": "cv')
+    assert train.main([*flags(roots["cvusa"], tmp_path), "-e"])
+    assert json.loads((tmp_path / "args.json").read_text())["evaluate"]
+
+
 def test_an_evaluation_of_other_weights_leaves_their_options(roots, tmp_path):
     for pool, dim in (("frm", "256"), ("gap", "64")):
         own = ["--pool", pool, "--dim", dim]

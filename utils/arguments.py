@@ -24,19 +24,27 @@ def mistakes_told(program, interrupted="interrupted"):
     and 130."""
     try:
         yield
-        sys.stdout.flush()
     except UserError as error:
         print(f"{program}: {error.sentence()}", file=sys.stderr)
         raise SystemExit(2) from None
-    except BrokenPipeError:  # whoever reads the output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nor can Python write the rest at its end
-        raise SystemExit(0) from None
+    except BrokenPipeError:  # whoever reads has seen enough, though work may be left: the shell's code for it
+        _drop_output()
+        raise SystemExit(141) from None
     except OSError as error:
         print(f"{program}: {error}; give another file or folder", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print(f"{program}: {interrupted}", file=sys.stderr)
         raise SystemExit(130) from None
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:  # all is done
+        _drop_output()
+
+
+def _drop_output():
+    """Let Python's own flush at its end find somewhere to write."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def positive(text):

@@ -37,6 +37,7 @@ class Descriptors:
         spread, first = 0.0, None
         for start in range(0, self.rows, EXACT_ROWS):
             block = self.block(slice(start, start + EXACT_ROWS))
+            block = block if block.is_floating_point() else block.double()
             norm = torch.linalg.vector_norm(block, dim=1, dtype=torch.float64)
             if not torch.isfinite(norm).all():
                 row = start + int((~torch.isfinite(norm)).nonzero()[0])

@@ -166,6 +166,10 @@ def take_evaluation(args, told, split):
             )
     args.fov, args.orientation = told.get("fov", args.fov), told.get("orientation", args.orientation)
     args.seed = told.get("seed", args.seed)
+    if args.search_north and args.fov not in (0, 360):
+        raise UserError(
+            f"--search-north turns whole panoramas; --descriptors {args.descriptors} saw {args.fov} degrees"
+        )
 
 
 def stored_args(state):
@@ -226,7 +230,7 @@ def _effective(name, options):
         return value or 360
     if name == "orientation":
         return value or ("unknown" if (options.get("fov") or 0) % 360 else "aligned")
-    return list(value) if isinstance(value, tuple) else value or None
+    return list(value) if isinstance(value, tuple) else None if value is False else value
 
 
 def recorded(args):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import zipfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -57,7 +58,8 @@ class RunFiles:
     def model_options(self):
         """{option: value} of how the folder's descriptors are made up: as their evaluation noted, else the run's
         args.json; {} where neither tells."""
-        for recorded in (self._read(self.metrics), self._read(self.args)):
+        for path in (self.metrics, self.args):
+            recorded = self._read(path)
             if recorded.get("pool") is not None:
                 return {name: recorded.get(name) for name in ("pool", "regions")}
         return {}
@@ -90,12 +92,24 @@ class RunFiles:
         """Move descriptors, and the metrics that belong to them, to previous-N: other metrics are about to come."""
         if any((self.folder / name).exists() for name in DESCRIPTOR_FILES):
             with _writing(self.folder):
-                self._set_aside((*DESCRIPTOR_FILES, self.metrics.name))
+                names = [*DESCRIPTOR_FILES, self.metrics.name]
+                own = self.args.exists() and not self._trained_here()
+                aside = self._set_aside([*names, self.args.name] if own else names)
+                if self.args.exists():  # a training's, which stays
+                    shutil.copyfile(self.args, aside / self.args.name)
+
+    def _trained_here(self):
+        """Whether args.json is a training's, not an evaluation's."""
+        try:
+            return not self._read(self.args).get("evaluate", True)
+        except UserError:  # damaged
+            return False
 
     def _set_aside(self, names):
+        """Move the files of these names that are there; returns the folder they are in now."""
         earlier = [self.folder / name for name in names if (self.folder / name).exists()]
         if not earlier:
-            return
+            return None
         number = 1
         while (self.folder / f"previous-{number}").exists():
             number += 1
@@ -103,10 +117,11 @@ class RunFiles:
         aside.mkdir()
         for path in earlier:
             path.rename(aside / path.name)
+        return aside
 
     def keep_args(self, args):
         """Write args.json for an evaluation, unless a training has left its own."""
-        if self._read(self.args).get("evaluate", True):
+        if not self._trained_here():
             with _writing(self.args):
                 write_json(self.args, args)
 
