@@ -10,6 +10,7 @@ matrix, and the same ranks.
 """
 
 import sys
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -17,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 import torch
 
-from benchmarks.measure import Measure, in_turns, measured, print_table, row
+from benchmarks.measure import Measure, in_turns, print_table, row
 from utils.metrics import rank_queries
 
 SIZES = {"small": (4_000, 4_000), "cvusa": (8_884, 8_884), "vigor": (52_605, 90_618)}
@@ -65,18 +66,20 @@ def run(scale="small", device="cpu", dim=3072, rounds=3):
 def compare(name, scale, device, dim, rounds):
     queries, gallery = SIZES[scale]
     query, reference, labels = descriptors(queries, gallery, dim, name == "trained", device)
-    count = PLAIN_QUERIES if scale == "vigor" and device == "cpu" else queries
-    ways = {
-        "plain": lambda: plain_ranks(query[:count], reference, labels[:count]),
-        "here": lambda: torch.from_numpy(rank_queries(query, reference, labels).positive),
-    }
-    best = in_turns(ways, rounds if scale != "vigor" else 1, device)
-    plain, ours = best["plain"], best["here"]
-    equal = (plain.result == ours.result[:count]).double().mean().item()
-    if count < queries:
-        twice = measured(lambda: plain_ranks(query[: 2 * count], reference, labels[: 2 * count]))
-        grown = (a + (b - a) * (queries - count) / count for a, b in zip(plain[1:], twice[1:], strict=True))
-        plain = Measure(plain.result, *grown)  # the gallery's own part does not grow
+    ours_way = {"here": lambda: torch.from_numpy(rank_queries(query, reference, labels).positive)}
+    if scale == "vigor" and device == "cpu":
+        first, second = PLAIN_QUERIES, 2 * PLAIN_QUERIES
+        parts = {n: partial(plain_ranks, query[:n], reference, labels[:n]) for n in (first, second)}
+        best = in_turns(parts, 2, device) | in_turns(ours_way, 1, device)
+        times = queries / first - 1
+        grown = (a + times * (b - a) for a, b in zip(best[first][1:], best[second][1:], strict=True))
+        plain = Measure(best[second].result, *grown)  # the gallery's own part does not grow
+    else:
+        plain_way = {"plain": partial(plain_ranks, query, reference, labels)}
+        best = in_turns(plain_way | ours_way, rounds, device)
+        plain = best["plain"]
+    ours = best["here"]
+    equal = (plain.result == ours.result[: len(plain.result)]).double().mean().item()
     recall = 100 * (ours.result == 0).double().mean().item()
     what = f"evaluation, {queries:,} x {gallery:,}, {name} (R@1 {recall:.0f} %)"
     return row(what, plain, ours, f"{100 * equal:.2f} % of ranks")
