@@ -333,16 +333,16 @@ def test_an_unwritable_folder_is_told(tmp_path, capsys, monkeypatch):
 
 
 def test_a_full_disk_leaves_nothing_that_looks_complete(tmp_path, capsys, monkeypatch):
-    replace, room = os.replace, [4]
+    replace, room = Path.replace, [4]
 
     def fill_up(source, target):
         room[0] -= 1
         if room[0] < 0:
             raise OSError(errno.ENOSPC, "No space left on device")
-        replace(source, target)
+        return replace(source, target)
 
     options = ["--layout", "cvusa", "--out", str(tmp_path / "c"), "--train", "3", "--test", "1", "--jobs", "1"]
-    monkeypatch.setattr(os, "replace", fill_up)
+    monkeypatch.setattr(Path, "replace", fill_up)
     assert main(options) == 2
     told = capsys.readouterr().err
     assert "is full" in told and told.count("\n") == 1
@@ -351,7 +351,7 @@ def test_a_full_disk_leaves_nothing_that_looks_complete(tmp_path, capsys, monkey
     for name in left:
         if name.endswith(".jpg"):
             Image.open(tmp_path / "c" / name).load()
-    monkeypatch.setattr(os, "replace", replace)
+    monkeypatch.setattr(Path, "replace", replace)
     assert main(options) == 0
     assert "city.json" in files_of(tmp_path / "c")
 

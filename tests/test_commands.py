@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import train
+from utils import distributed
 from utils.flags import build_parser
 
 REPO = Path(__file__).parent.parent
@@ -36,6 +37,10 @@ def elsewhere(tmp_path, monkeypatch):
     monkeypatch.delenv("FRGEO_DATA", raising=False)
 
 
+def free_port():
+    return ["--dist-url", f"tcp://localhost:{distributed.free_port()}"]
+
+
 def shell(command, **env):
     """Run `python -u train.py ...` as a user's shell would."""
     return subprocess.run(
@@ -52,7 +57,7 @@ def shell(command, **env):
 def test_each_pair_of_commands_trains_and_evaluates(request, data, tiles, name):
     """As written, but for the data, a smaller network with its --dim, one epoch, and a free port."""
     root = str(request.getfixturevalue(data)[name.split("_")[0]])
-    small = ["--data-root", root, *make_data.SMALL, "--dist-url", "tcp://localhost:0"]
+    small = ["--data-root", root, *make_data.SMALL, *free_port()]
     out = Path(f"result_{name}")
     trained = train.main([*shlex.split(TRAIN[name]), *small, "--epochs", "1"])
     assert {path.name for path in out.iterdir()} == FILES
@@ -70,11 +75,11 @@ def test_each_pair_of_commands_trains_and_evaluates(request, data, tiles, name):
 
 def test_the_published_network_runs_word_for_word(roots):
     """ConvNeXt-T and --dim 3072, from the shell, with FRGEO_DATA; only weights, epochs and image sizes are given."""
-    small = " --pretrained none --epochs 1 --ground-size 32 128 --aerial-size 64 64 --dist-url tcp://localhost:0"
+    small = " --pretrained none --epochs 1 --ground-size 32 128 --aerial-size 64 64 "
     data = {"FRGEO_DATA": str(roots["cvusa"])}
-    done = shell(TRAIN["cvusa"] + small, **data)
+    done = shell(TRAIN["cvusa"] + small + shlex.join(free_port()), **data)
     assert done.returncode == 0, done.stderr
-    done = shell(EVALUATE["cvusa"] + " --dist-url tcp://localhost:0", **data)
+    done = shell(EVALUATE["cvusa"] + " " + shlex.join(free_port()), **data)
     assert done.returncode == 0, done.stderr
     out = Path("result_cvusa")
     assert {path.name for path in out.iterdir()} == FILES | DESCRIPTORS
@@ -94,7 +99,7 @@ def test_wrong_roots_end_with_one_sentence_and_code_2(roots, name, commands, roo
 
         torch.save({"state_dict": {"w": torch.ones(1)}}, folder / "model_best.pth.tar")
     with pytest.raises(SystemExit) as stop:
-        train.main([*shlex.split(commands[name]), "--data-root", root, "--dist-url", "tcp://localhost:0"])
+        train.main([*shlex.split(commands[name]), "--data-root", root, *free_port()])
     assert stop.value.code == 2
     error = capfd.readouterr().err
     first, *tree = error.strip().splitlines()

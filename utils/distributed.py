@@ -61,8 +61,13 @@ def join(url, world, own_rank, backend):
 
 
 def leave():
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    if not dist.is_initialized():
+        return
+    # ProcessGroup (of torch 2.6) holds the interpreter while it waits for its threads, and one of them may need it to
+    # free a tensor. With one more reference the backend's own class ends the threads, which lets go of it.
+    backend = dist.group.WORLD._get_backend(torch.device("cpu")) if dist.get_backend() == "gloo" else None
+    dist.destroy_process_group()
+    del backend
 
 
 def barrier():
