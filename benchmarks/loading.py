@@ -22,9 +22,9 @@ from benchmarks.measure import in_turns
 from dataset import CVACT, CVUSA, VIGOR
 from dataset.city import write_city
 from utils.arguments import Parser, mistakes_told, positive
-from utils.halves import slices
 from utils.images import IMAGENET_MEAN, IMAGENET_STD, collate, to_device
 from utils.launch import keep_freed_memory
+from utils.narrow import slices
 from utils.paper import INPUT_SIZES
 
 BATCH = 16

@@ -2,8 +2,9 @@
 
 import torch
 
-from utils.halves import Halves, bfloat16_is_faster, full_precision, slices
+from utils.halves import Halves
 from utils.logging import progress_bar
+from utils.narrow import faster_formats, full_precision, slices
 
 QUERY_BLOCK = 512  # rows of one similarity block
 POOL_BLOCK = 8192  # columns of a float32 block
@@ -39,7 +40,7 @@ def nearest_rows(queries, pool, k, fast=None):
         (n, k) int64 positions in the pool.
     """
     if fast is None:
-        fast = queries.rows * pool.rows * pool.dim > SMALL and bfloat16_is_faster(pool.device)
+        fast = queries.rows * pool.rows * pool.dim > SMALL and "bfloat16" in faster_formats(pool.device)
     found = torch.zeros(queries.rows, k, dtype=torch.int32, device=pool.device)
     with full_precision():
         left = _fast(queries, pool, k, found) if fast else 0
@@ -65,8 +66,8 @@ def _plain(queries, pool, k, found, first):
 
 def _fast(queries, pool, k, found):
     """Fill `found` while bfloat16 can tell most candidates apart. Returns the number of queries done."""
-    halves = Halves(pool)
-    if halves.held is None or pool.rows <= k + SPARE:
+    halves = Halves(pool, COLUMNS)
+    if pool.rows <= k + SPARE or not halves.hold():
         return 0
     count = max(SAMPLE, pool.rows // 20)
     sample = pool.unit(

@@ -4,10 +4,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils import halves, ranking
-from utils.descriptors import Turned, exact_similarity
+from utils import narrow, ranking
+from utils.descriptors import Descriptors, Turned, exact_similarity
 from utils.metrics import DescriptorError, positive_ranks, rank_queries, retrieval_metrics, summarise
 
+FORMATS = [(), ("int8",), ("bfloat16",), ("int8", "bfloat16")]  # compared in ahead of float32
 TIE = 1e-12  # float64 similarities closer than this are ties in the plain computation below
 
 
@@ -41,10 +42,10 @@ def plain(query, reference, labels, semi=None):
     noise=st.floats(0, 4),
     duplicates=st.booleans(),
     dtype=st.sampled_from([np.float64, np.float32, np.float16]),
-    fast=st.booleans(),
+    formats=st.sampled_from(FORMATS),
     seed=st.integers(0, 10**6),
 )
-def test_metrics_equal_float64_on_every_query(n, m, d, chunk, noise, duplicates, dtype, fast, seed):
+def test_metrics_equal_float64_on_every_query(n, m, d, chunk, noise, duplicates, dtype, formats, seed):
     rng = np.random.default_rng(seed)
     reference = rng.standard_normal((m, d)) * rng.uniform(0.5, 2, (m, 1))
     labels = rng.integers(0, m, n)
@@ -57,7 +58,7 @@ def test_metrics_equal_float64_on_every_query(n, m, d, chunk, noise, duplicates,
     semi[rng.random(semi.shape) < 0.2] = -1
     ranks, expected = plain(query, reference, labels, semi)
     np.testing.assert_array_equal(positive_ranks(query, reference, labels, chunk=chunk), ranks)
-    found = rank_queries(torch.from_numpy(query), reference, torch.from_numpy(labels), semi, chunk, fast=fast)
+    found = rank_queries(torch.from_numpy(query), reference, torch.from_numpy(labels), semi, chunk, formats=formats)
     np.testing.assert_array_equal(found.positive, ranks)
     assert summarise(found, m) == pytest.approx(expected, abs=1e-9)
     assert retrieval_metrics(query, reference, labels, semi) == pytest.approx(expected, abs=1e-9)
@@ -75,11 +76,12 @@ def test_similarities_that_differ_beyond_float32_are_told_apart():
     assert len(np.unique(ranks)) > 10
 
 
-@pytest.mark.parametrize(("fast", "held"), [(True, 2**30), (True, 0), (False, 0)])
-@pytest.mark.parametrize("noise", [0.5, 3, 100])  # clear, near, chance: bfloat16 decides most, few, or gives up
-def test_large_blocks_equal_one_float64_product(monkeypatch, fast, held, noise):
+@pytest.mark.parametrize("held", [2**30, 0])
+@pytest.mark.parametrize("formats", FORMATS)
+@pytest.mark.parametrize("noise", [0.5, 3, 100])  # clear, near, chance: a narrow format decides most, few, or gives up
+def test_large_blocks_equal_one_float64_product(monkeypatch, formats, held, noise):
     monkeypatch.setattr(ranking, "COLUMNS", 104)
-    monkeypatch.setattr(halves, "HELD_BYTES", held)
+    monkeypatch.setattr(narrow, "HELD_BYTES", held)
     rng = np.random.default_rng(2)
     n, m, d = 700, 1111, 96
     reference, labels = rng.standard_normal((m, d)), rng.integers(0, m, n)
@@ -89,16 +91,16 @@ def test_large_blocks_equal_one_float64_product(monkeypatch, fast, held, noise):
     similarity = q @ r.T
     positive = similarity[np.arange(n), labels]
     best = np.maximum(positive, np.take_along_axis(similarity, semi, 1).max(1))
-    found = rank_queries(query, reference, labels, semi, chunk=128, fast=fast, nearest=7)
+    found = rank_queries(query, reference, labels, semi, chunk=128, formats=formats, nearest=7)
     np.testing.assert_array_equal(found.positive, (similarity > positive[:, None] + TIE).sum(1))
     np.testing.assert_array_equal(found.cover, (similarity > best[:, None] + TIE).sum(1))
     np.testing.assert_array_equal(found.nearest, np.argsort(-similarity, axis=1, kind="stable")[:, :7])
 
 
-def test_the_bfloat16_pass_decides_most_comparisons(monkeypatch):
-    """And what it decides lies within its bound: were it too small, the test above would fail at random."""
+@pytest.mark.parametrize("name", ranking.FORMATS)
+def test_a_narrow_format_decides_most_comparisons(monkeypatch, name):
     rng = np.random.default_rng(4)
-    reference, labels = rng.standard_normal((2000, 256)), np.arange(500)
+    reference, labels = rng.standard_normal((6000, 256)), rng.permutation(6000)[:500]
     query = reference[labels] + rng.standard_normal((500, 256))
     asked = []
 
@@ -108,7 +110,7 @@ def test_the_bfloat16_pass_decides_most_comparisons(monkeypatch):
 
     monkeypatch.setattr(ranking, "exact_similarity", counting)
     monkeypatch.setattr(ranking, "_compare", None)  # float32 must not be needed
-    assert (rank_queries(query, reference, labels, fast=True).positive == 0).all()
+    assert (rank_queries(query, reference, labels, formats=(name,)).positive == 0).all()
     assert 500 <= sum(asked) < 600  # the positives themselves, and hardly any other
 
 
@@ -142,20 +144,63 @@ def test_turned_queries_score_the_best_of_all_ways(monkeypatch, noise):
         assert (positive_ranks(sets[1], reference, labels) == 0).mean() < 0.5
 
 
-@pytest.mark.parametrize("faster", [torch.bfloat16, torch.float32])
-def test_bfloat16_is_taken_where_its_products_are_faster(monkeypatch, faster):
-    monkeypatch.setattr(halves, "_has_bfloat16_instructions", lambda: True)
-    monkeypatch.setattr(halves, "_fastest", lambda matrix: 1.0 if matrix.dtype == faster else 2.0)
-    halves.bfloat16_is_faster.cache_clear()
-    assert halves.bfloat16_is_faster(torch.device("cpu")) == (faster == torch.bfloat16)
-    halves.bfloat16_is_faster.cache_clear()
+@settings(deadline=None, max_examples=60)
+@given(
+    name=st.sampled_from(list(ranking.FORMATS)),
+    d=st.sampled_from([2, 7, 64, 700]),
+    power=st.integers(0, 9),  # of the numbers: the larger, the fewer that make up a descriptor
+    spread=st.sampled_from([1e-4, 0.1, 1]),
+    near=st.floats(-1, 1),
+    held=st.booleans(),
+    seed=st.integers(0, 10**6),
+)
+def test_what_a_narrow_format_is_sure_of_is_so(name, d, power, spread, near, held, seed):
+    rng = np.random.default_rng(seed)
+    n, m = 20, 45
+    middle = rng.standard_normal(d)
+    query, reference = ((middle + spread * rng.standard_normal((k, d))) ** (2 * power + 1) + 1e-30 for k in (n, m))
+    query[0], reference[0] = -query[0], -reference[0]  # not collapsed
+    q, r = (Descriptors(x, "descriptors", torch.device("cpu")) for x in (query, reference))
+    truth = q.unit(slice(0, n), torch.float64) @ r.unit(slice(0, m), torch.float64).T
+    made = ranking.FORMATS[name](r, 32)
+    assert not held or made.hold()
+    every = slice(0, n)
+    # Targets within the error of some similarity, on either side; the second above the first.
+    error = made.product(made.prepare(q, every, [truth[:, 0]], 0.0), slice(0, 32))[2].error
+    first = truth[every, rng.integers(0, 32)] + near * error
+    prepared = made.prepare(q, every, [first, first + 0.1 * error], 0.0)
+    for columns in (slice(0, 32), slice(32, m)):
+        bits, limits, block = made.product(prepared, columns)
+        width = columns.stop - columns.start
+        for (low, high), target in zip(limits, (first, first + 0.1 * error), strict=True):
+            assert (truth[:, columns] > target[:, None])[(bits > high)[:, :width]].all()
+            assert (truth[:, columns] <= target[:, None])[(bits <= low)[:, :width]].all()
+            assert not (bits > high)[:, width:].any()
+        for column in range(width):
+            values = block.values[:, column]
+            assert ((block.similarity(values) - truth[:, columns.start + column]).abs() <= block.off(values)).all()
+
+
+@pytest.mark.parametrize("slow", [(), ("int8",), ("int8", "bfloat16")])
+def test_formats_are_taken_where_their_products_are_faster(monkeypatch, slow):
+    monkeypatch.setattr(narrow, "_processor_flags", lambda: {"avx512_vnni", "avx512_bf16"})
+    slow_types = [torch.float32, *(narrow.TRIALS[name] for name in slow)]
+    monkeypatch.setattr(narrow, "_seconds", lambda dtype: 2.0 if dtype in slow_types else 1.0)
+    faster = narrow.faster_formats.__wrapped__(torch.device("cpu"))
+    assert faster == tuple(name for name in ("int8", "bfloat16") if name not in slow)
+
+
+def test_products_of_bytes_that_saturate_are_not_taken(monkeypatch):
+    assert narrow._seconds(torch.int8) < float("inf")
+    monkeypatch.setattr(torch, "_int_mm", lambda a, b: (a.float() @ b.float()).clamp(max=2**20).int())
+    assert narrow._seconds(torch.int8) == float("inf")
 
 
 @pytest.mark.parametrize("m", [5, 8, 4096, 8 * 255 * 3 + 8])
 def test_counting_true_entries(m):
     mask = torch.rand(9, m, generator=torch.Generator().manual_seed(0)) < torch.linspace(0, 1, 9)[:, None]
     mask[-1] = True
-    assert torch.equal(halves.count_true(mask), mask.sum(dim=1))
+    assert torch.equal(narrow.count_true(mask), mask.sum(dim=1))
 
 
 def test_nearest_of_equal_items_come_in_order_of_number():
@@ -232,8 +277,8 @@ def test_descriptors_that_must_not_be_scored_are_refused(side, spoil, message):
 
 
 @pytest.mark.parametrize(("scale", "dtype"), [(1e50, "f8"), (1e-60, "f8"), (1e-42, "f4"), (1e37, "f4")])
-@pytest.mark.parametrize("fast", [False, True])
-def test_descriptors_of_any_length_are_scored_by_their_direction(scale, dtype, fast):
+@pytest.mark.parametrize("formats", FORMATS)
+def test_descriptors_of_any_length_are_scored_by_their_direction(scale, dtype, formats):
     rng = np.random.default_rng(0)
     reference, labels = rng.standard_normal((500, 16)), np.arange(50)
     query = reference[:50] + rng.standard_normal((50, 16))
@@ -241,7 +286,7 @@ def test_descriptors_of_any_length_are_scored_by_their_direction(scale, dtype, f
     sides = [(x * lengths[: len(x)]).astype(dtype) for x in (query, reference)]
     ranks = plain(*sides, labels, None)[0]
     assert 0 < np.mean(ranks == 0) < 1
-    np.testing.assert_array_equal(rank_queries(*sides, labels, fast=fast).positive, ranks)
+    np.testing.assert_array_equal(rank_queries(*sides, labels, formats=formats).positive, ranks)
 
 
 @pytest.mark.parametrize("labels", [np.arange(1, 7), np.arange(6) - 1, np.arange(5), np.arange(6) / 2])

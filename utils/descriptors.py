@@ -7,7 +7,9 @@ import torch
 
 from utils.errors import UserError
 
-EXACT_ROWS = 1024  # rows handled at once in float64
+EXACT_ROWS = 1024  # rows whose norms are formed at once
+PAIRS = 128  # compared at once in float64: few enough to stay in the processor's cache
+PAIRS_GPU = 4096
 SMALL = 1e-30  # norms from here to its inverse leave room for products in float32
 COLLAPSED = 1e-6  # descriptors that differ by less than this in every normalised number are one and the same
 
@@ -144,8 +146,9 @@ class Turned:
 def exact_similarity(q, r, i, j):
     """Cosine similarities of rows i of q with rows j of r, (n,) float64; i and j are (n,) indices on the device."""
     out = torch.empty(len(i), dtype=torch.float64, device=q.device)
-    for start in range(0, len(i), EXACT_ROWS // 2):
-        part = slice(start, start + EXACT_ROWS // 2)
+    pairs = PAIRS if q.device.type == "cpu" else PAIRS_GPU
+    for start in range(0, len(i), pairs):
+        part = slice(start, start + pairs)
         out[part] = q.similarity(r, i[part], j[part])
     return out
 

@@ -1,8 +1,9 @@
 """Retrieval metrics of the field, exact, and without ever holding an N x M matrix.
 
-Similarities are compared in bfloat16 or float32 blocks first. Every comparison within the error bound of that product
-is made again in float64 (`utils.ranking`), so the ranks are those of a float64 computation for every query. Two
-similarities that float64 itself cannot tell apart (equal rows of the gallery, say) are a tie; a tie outranks nothing.
+Similarities are compared in 8-bit, bfloat16 or float32 blocks first. Every comparison within the error bound of that
+product is made again in float64 (`utils.ranking`), so the ranks are those of a float64 computation for every query.
+Two similarities that float64 itself cannot tell apart (equal rows of the gallery, say) are a tie; a tie outranks
+nothing.
 """
 
 from typing import NamedTuple
@@ -80,7 +81,7 @@ def recalls(ranks, gallery):
 
 @torch.no_grad()
 def rank_queries(
-    query, reference, labels, semi_positives=None, chunk=CHUNK, rows=None, nearest=0, fast=None, near=None
+    query, reference, labels, semi_positives=None, chunk=CHUNK, rows=None, nearest=0, formats=None, near=None
 ):
     """`Ranks` of the queries, or of rows `(start, stop)` of them. Other arguments and errors as `retrieval_metrics`.
 
@@ -89,7 +90,8 @@ def rank_queries(
         nearest: length of the list of most similar gallery items to find as well.
         near: blocks (i, j) of (P,) int64 query rows, counted from `start`, and gallery rows that lie near them
             (`utils.geodesy.neighbours`); None for none.
-        fast: whether blocks are formed in bfloat16 first; None for whichever is faster here. The ranks are the same.
+        formats: number formats, narrower than float32, to compare in first (`utils.ranking.FORMATS`); None for those
+            that are faster here. The ranks are the same.
     """
     if chunk < 1:
         raise ValueError(f"chunk is {chunk}; expected at least 1 row")
@@ -112,7 +114,7 @@ def rank_queries(
         thresholds.append(semi.amax(dim=1))
     if near is not None:
         thresholds.append(_best_similarity(q, r, positive, near))
-    counts, top = count_above(q, r, thresholds, chunk, fast, nearest)
+    counts, top = count_above(q, r, thresholds, chunk, formats, nearest)
     counts, hit, cover = list(counts), None, None
     if semi is not None:
         hit = counts[0] - (semi > positive[:, None] + 2 * rounding(q.dim, torch.float64)).sum(dim=1)

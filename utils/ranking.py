@@ -1,30 +1,35 @@
 """How many gallery items are more similar than a threshold: exact counts from fast blocks.
 
-A block of similarities is formed in bfloat16 or float32. A comparison that lies further from its threshold than the
-block's error bound is decided; the few others are made again in float64. Both paths give the float64 counts.
+A block of similarities is formed in 8-bit integers, bfloat16 or float32. A comparison that lies further from its
+threshold than the block's error bound is decided; the few others are made again in float64. Every way gives the
+float64 counts.
 """
 
 import torch
 
+from utils.bytes import Bytes
 from utils.descriptors import exact_similarity, rounding
-from utils.halves import Halves, bfloat16_is_faster, count_true, full_precision, row_maximum, slices
+from utils.halves import Halves
+from utils.narrow import Block, count_true, faster_formats, full_precision, slices
 
 CHUNK = 4096  # queries in one block
 COLUMNS = 2048  # gallery items in one block
 DEPTH = 384  # products summed at a time in float32
 TOO_CLOSE = 0.03  # share of a float32 block within its bound from which the block is redone in float64
-SMALL = 2e9  # multiplications below which bfloat16 is not worth its preparation
+SMALL = 2e9  # multiplications below which a narrow format is not worth its preparation
 SPARE = 4  # candidates beyond the wanted top list
+FORMATS = {"int8": Bytes, "bfloat16": Halves}
 
 
-def count_above(q, r, thresholds, chunk=CHUNK, fast=None, nearest=0):
+def count_above(q, r, thresholds, chunk=CHUNK, formats=None, nearest=0):
     """Gallery items strictly more similar to each query than its thresholds.
 
     Args:
         q, r: `Descriptors` of N queries and M gallery items on one device; q may be `Turned`.
         thresholds: list of (N,) float64 similarities; the first is the lowest for every query.
         chunk: rows of either side compared at once.
-        fast: bfloat16 blocks first (True), float32 only (False), whichever is faster on this device (None).
+        formats: names of FORMATS, of which the first that decides most comparisons is used ahead of float32; None for
+            those that are faster on this device.
         nearest: length of the list of most similar items to return as well.
 
     Returns:
@@ -33,38 +38,43 @@ def count_above(q, r, thresholds, chunk=CHUNK, fast=None, nearest=0):
     tie = 2 * rounding(q.dim, torch.float64)
     counts = [torch.zeros(q.rows, dtype=torch.int64, device=q.device) for _ in thresholds]
     top = _TopList(q, r, min(nearest, r.rows)) if nearest else None
-    if fast is None:
-        fast = q.rows * r.rows * q.dim > SMALL and bfloat16_is_faster(q.device)
-    fast = fast and q.ways == 1
+    if formats is None:
+        formats = faster_formats(q.device) if q.rows * r.rows * q.dim > SMALL else ()
     width, chunk = min(chunk, COLUMNS), max(1, chunk // q.ways)
     columns_of = slices(r.rows, width)
     with full_precision():
-        halves = Halves(r) if fast else None
-        if fast and not halves.decide_most(q, thresholds, tie):
-            fast, halves = False, None
+        narrow = _narrow(q, r, thresholds, tie, formats, width)
         for start in range(0, q.rows, chunk):
             rows = slice(start, min(start + chunk, q.rows))
             targets = [threshold[rows] for threshold in thresholds]
-            prepared = halves.prepare(q, rows, targets, tie) if fast else None
+            prepared = narrow.prepare(q, rows, targets, tie) if narrow else None
             q32 = None
             for columns in columns_of:
                 found = None
-                if fast:
-                    block, found = halves.count(prepared, columns)
-                    shift, error = prepared.shift, prepared.bound
+                if narrow:
+                    block, found = narrow.compare(prepared, columns)
                 if found is None:
                     q32 = list(q.units(rows, torch.float32)) if q32 is None else q32
-                    block, error = _float32_block(q32, r.unit(columns, torch.float32))
-                    error = torch.full_like(targets[0], error)
-                    shift = torch.zeros_like(error)
-                    found = [_compare(block, target, error + tie) for target in targets]
+                    similarity, error = _float32_block(q32, r.unit(columns, torch.float32))
+                    block = Block(similarity, torch.full_like(targets[0], error))
+                    found = [_compare(similarity, target, error + tie) for target in targets]
                 for count, target, (above, near) in zip(counts, targets, found, strict=True):
                     count[rows] += above
                     count[rows] += _decide(q, r, rows, columns, target + tie, near)
                 if top is not None:
-                    top.add(rows, columns, block, shift, error)
+                    top.add(rows, columns, block)
         lists = None if top is None else top.finish()
     return counts, lists
+
+
+def _narrow(q, r, thresholds, tie, formats, width):
+    """The gallery in the first of the formats that decides most comparisons, or None."""
+    for name in formats if q.ways == 1 else ():
+        made = FORMATS[name](r, width)
+        if made.fits() and made.decide_most(q, thresholds, tie):
+            made.hold()
+            return made
+    return None
 
 
 def _float32_block(ways, r32):
@@ -123,16 +133,15 @@ class _TopList:
         self.item = torch.zeros(q.rows, self.keep, dtype=torch.int64, device=q.device)
         self.error = torch.zeros(q.rows, dtype=torch.float64, device=q.device)
 
-    def add(self, rows, columns, block, shift, error):
-        """A block of similarities less `shift` (n,), each off by at most `error` (n,) and its own last digit."""
-        largest, eps = row_maximum(block).double(), torch.finfo(block.dtype).eps
-        self.error[rows] = torch.maximum(self.error[rows], error + eps * largest.abs())
-        entering = (largest + shift > self.value[rows, -1]).nonzero().squeeze(1)
-        block, shift, error, rows = block[entering], shift[entering], error[entering], rows.start + entering
-        value, item = block.topk(min(self.keep, block.shape[1]), dim=1)
-        value = value.double()
-        self.error[rows] = torch.maximum(self.error[rows], error + eps * value[:, -1].abs())
-        value = torch.cat([self.value[rows], value + shift[:, None]], dim=1)
+    def add(self, rows, columns, block):
+        """Take in a `Block` of queries `rows` and gallery items `columns`, slices."""
+        largest = block.largest()
+        self.error[rows] = torch.maximum(self.error[rows], block.off(largest))
+        entering = (block.similarity(largest) > self.value[rows, -1]).nonzero().squeeze(1)
+        block, rows = block.rows(entering), rows.start + entering
+        value, item = block.values.topk(min(self.keep, block.values.shape[1]), dim=1)
+        self.error[rows] = torch.maximum(self.error[rows], block.off(value[:, -1]))
+        value = torch.cat([self.value[rows], block.similarity(value.T).T], dim=1)
         item = torch.cat([self.item[rows], item + columns.start], dim=1)
         self.value[rows], chosen = value.topk(self.keep, dim=1)
         self.item[rows] = item.gather(1, chosen)
