@@ -1,7 +1,5 @@
 """Train or evaluate FRGeo on CVUSA, CVACT, VIGOR or own pairs. `python train.py -h` explains every flag."""
 
-import sys
-
 from utils.options import parse_args
 
 if __name__ == "__main__":
@@ -16,13 +14,14 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
-from criterion import SAM
 from criterion.build import build_loss, build_optimizer, set_learning_rate
+from criterion.step import train_step
 from dataset.build import LAYOUTS, build_datasets, evaluation_split
 from dataset.sampler import MiningSampler
 from model.average import WeightAverage
 from model.frgeo import build_model
 from utils import distributed
+from utils.arguments import mistakes_told
 from utils.checkpoint import load_checkpoint, load_weights, model_options, stored_epoch
 from utils.errors import UserError
 from utils.evaluation import evaluate, precision, read_descriptors, record, score_saved
@@ -54,23 +53,18 @@ def main(argv=None):
     """
     args = parse_args(argv)
     began = time.time()
-    try:
-        check_inputs(args)
-        return launch(run, args)
-    except UserError as error:
-        print(f"train.py: {error.sentence()}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except OSError as error:
-        print(f"train.py: {error}; give another file or folder", file=sys.stderr)
-        raise SystemExit(2) from None
-    except KeyboardInterrupt:
+
+    def interrupted():
         last = RunFiles(args.save_path).checkpoint
         last = last if last.exists() and last.stat().st_mtime >= began else args.resume
-        how = f"; go on with --resume {last}" if last and not args.evaluate else ""
-        print(f"train.py: interrupted{how}", file=sys.stderr)
-        raise SystemExit(130) from None
-    finally:
-        stop_logging()
+        return f"interrupted; go on with --resume {last}" if last and not args.evaluate else "interrupted"
+
+    with mistakes_told("train.py", interrupted):
+        try:
+            check_inputs(args)
+            return launch(run, args)
+        finally:
+            stop_logging()
 
 
 def check_inputs(args):
@@ -309,28 +303,6 @@ def train_one_epoch(network, loader, training, args, device, epoch):
         "images_per_second": 2 * sampler.batch_size * steps / seconds,
         "seconds": seconds,
     }
-
-
-def train_step(network, criterion, optimizer, ground, aerial, autocast):
-    """One step, plain or SAM. Returns (3,) loss and similarities at w, and the descriptors they come from."""
-
-    def backward():
-        with autocast:
-            q, k = network(ground, aerial)
-        loss, positive, negative = criterion(q, k)
-        loss.backward()
-        distributed.average_gradients(criterion.parameters())
-        return torch.stack([loss, positive, negative]).detach().double(), q, k
-
-    values, q, k = backward()
-    if isinstance(optimizer, SAM):
-        optimizer.first_step(zero_grad=True)
-        backward()
-        optimizer.second_step(zero_grad=True)
-    else:
-        optimizer.step()
-        optimizer.zero_grad()
-    return values, q.detach(), k.detach()
 
 
 def evaluate_and_record(model, datasets, args, device, files, weights, epoch):

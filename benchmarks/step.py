@@ -20,8 +20,8 @@ import torch.nn.functional as F
 
 from benchmarks.measure import in_turns, measured
 from criterion import SAM, WBLoss
+from criterion.step import train_step
 from model import FRGeo
-from train import train_step
 from utils.arguments import Parser, mistakes_told, positive
 from utils.launch import choose_device, keep_freed_memory
 
@@ -101,7 +101,7 @@ class PlainStep:
 
 
 class OurStep:
-    """`train.train_step` on its own copy of a model."""
+    """`criterion.step.train_step` on its own copy of a model."""
 
     def __init__(self, model, images, amp, compiled):
         device = images[0].device

@@ -5,7 +5,7 @@ import os
 import sys
 from contextlib import contextmanager
 
-from utils.errors import UserError
+from utils.errors import UserError, told
 
 
 class Parser(argparse.ArgumentParser):
@@ -21,20 +21,17 @@ class Parser(argparse.ArgumentParser):
 @contextmanager
 def mistakes_told(program, interrupted="interrupted"):
     """Turn a `UserError`, or a file that cannot be used, into one sentence and exit code 2, Ctrl-C into `interrupted`
-    and 130."""
+    (a text, or a function that gives it) and 130."""
     try:
         yield
-    except UserError as error:
-        print(f"{program}: {error.sentence()}", file=sys.stderr)
-        raise SystemExit(2) from None
     except BrokenPipeError:  # whoever reads has seen enough, though work may be left: the shell's code for it
         _drop_output()
         raise SystemExit(141) from None
-    except OSError as error:
-        print(f"{program}: {error}; give another file or folder", file=sys.stderr)
+    except (UserError, OSError) as error:
+        print(f"{program}: {told(error)}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
-        print(f"{program}: {interrupted}", file=sys.stderr)
+        print(f"{program}: {interrupted() if callable(interrupted) else interrupted}", file=sys.stderr)
         raise SystemExit(130) from None
     try:
         sys.stdout.flush()

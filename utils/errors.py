@@ -1,4 +1,4 @@
-"""The one exception that means "the user can mend this"."""
+"""Mistakes that the user can mend, and how they are told."""
 
 
 class UserError(Exception):
@@ -13,3 +13,8 @@ class UserError(Exception):
         if not text.startswith("Caught UserError"):
             return text
         return text.rsplit("UserError: ", 1)[-1].strip()
+
+
+def told(error):
+    """The sentence that tells a `UserError`, or an OSError: a file or folder that cannot be used."""
+    return error.sentence() if isinstance(error, UserError) else f"{error}; give another file or folder"

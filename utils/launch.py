@@ -9,7 +9,7 @@ import torch
 import torch.multiprocessing as mp
 
 from utils import distributed
-from utils.errors import UserError
+from utils.errors import UserError, told
 from utils.workers import follow_parent, starting_workers
 
 # glibc's malloc.h: parameters of mallopt, and what they are set to.
@@ -34,20 +34,20 @@ def launch(function, args):
     here = _processes(args)
     logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # that it ends the others is expected
     url = args.dist_url or f"tcp://127.0.0.1:{distributed.free_port()}"
-    told = mp.get_context("spawn").SimpleQueue()
+    answers = mp.get_context("spawn").SimpleQueue()
     with starting_workers():
-        running = mp.spawn(_child, args=(function, args, url, node, nodes, here, told), nprocs=here, join=False)
+        running = mp.spawn(_child, args=(function, args, url, node, nodes, here, answers), nprocs=here, join=False)
     try:
         while not running.join():
             pass
     except (mp.ProcessExitedException, mp.ProcessRaisedException):
-        if told.empty():  # else the others fell with the one that has told why
+        if answers.empty():  # else the others fell with the one that has told why
             raise
     except KeyboardInterrupt:
         for process in running.processes:
             process.terminate()
         raise
-    kind, value = told.get() if not told.empty() else ("result", None)
+    kind, value = answers.get() if not answers.empty() else ("result", None)
     if kind == "error":
         raise UserError(value)
     return value
@@ -127,28 +127,27 @@ def _in_group(function, args, url, rank, world, local_rank, here):
         distributed.leave()
 
 
-def _child(local_rank, function, args, url, node, nodes, here, told):
+def _child(local_rank, function, args, url, node, nodes, here, answers):
     """One process of this node; what it has to tell goes to the parent."""
     if sys.platform == "linux":  # for loader processes: spawned ones import torch first, at every evaluation
         mp.set_start_method("fork", force=True)
     follow_parent()
     rank = node * here + local_rank
 
+    def tell(error):
+        answers.put(("error", told(error)))
+        sys.exit(2)
+
     def telling(args, device):
         """Say what is wrong before the group is left: the others fail as soon as this process has gone."""
         try:
             return function(args, device)
-        except UserError as error:
-            told.put(("error", error.sentence()))
-            sys.exit(2)
-        except OSError as error:
-            told.put(("error", f"{error}; give another file or folder"))
-            sys.exit(2)
+        except (UserError, OSError) as error:
+            tell(error)
 
     try:
         result = _in_group(telling, args, url, rank, nodes * here, local_rank, here)
     except UserError as error:  # of the group itself
-        told.put(("error", error.sentence()))
-        sys.exit(2)
+        tell(error)
     if rank == 0:
-        told.put(("result", result))
+        answers.put(("result", result))
