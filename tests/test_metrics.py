@@ -79,8 +79,10 @@ def test_similarities_that_differ_beyond_float32_are_told_apart():
 @pytest.mark.parametrize("held", [2**30, 0])
 @pytest.mark.parametrize("formats", FORMATS)
 @pytest.mark.parametrize("noise", [0.5, 3, 100])  # clear, near, chance: a narrow format decides most, few, or gives up
-def test_large_blocks_equal_one_float64_product(monkeypatch, formats, held, noise):
+@pytest.mark.parametrize("many", [0, 4096])
+def test_large_blocks_equal_one_float64_product(monkeypatch, formats, held, noise, many):
     monkeypatch.setattr(ranking, "COLUMNS", 104)
+    monkeypatch.setattr(ranking, "MANY", many)
     monkeypatch.setattr(narrow, "HELD_BYTES", held)
     rng = np.random.default_rng(2)
     n, m, d = 700, 1111, 96
@@ -112,6 +114,34 @@ def test_a_narrow_format_decides_most_comparisons(monkeypatch, name):
     monkeypatch.setattr(ranking, "_compare", None)  # float32 must not be needed
     assert (rank_queries(query, reference, labels, formats=(name,)).positive == 0).all()
     assert 500 <= sum(asked) < 600  # the positives themselves, and hardly any other
+
+
+@pytest.mark.parametrize("name", ranking.FORMATS)
+def test_many_near_comparisons_are_made_in_float32(monkeypatch, name):
+    """Float64 is left with the positives themselves, and hardly any other."""
+    rng = np.random.default_rng(5)
+    basis = rng.standard_normal((16, 512))
+    reference, labels = rng.standard_normal((6000, 16)), rng.permutation(6000)[:500]
+    query = reference[labels] + (1.0 if name == "int8" else 3.0) * rng.standard_normal((500, 16))
+    query, reference = query @ basis, reference @ basis
+    ranks = rank_queries(query, reference, labels, formats=()).positive
+    asked, closer = [], []
+
+    def counting(q, r, i, j):
+        asked.append(len(i))
+        return exact_similarity(q, r, i, j)
+
+    def look_closer(q32, r32, target, found, tie):
+        closer.append(len(found[1][0]))
+        return look(q32, r32, target, found, tie)
+
+    look = ranking._look_closer
+    monkeypatch.setattr(ranking, "MANY", 100)
+    monkeypatch.setattr(ranking, "exact_similarity", counting)
+    monkeypatch.setattr(ranking, "_look_closer", look_closer)
+    monkeypatch.setattr(ranking, "_compare", None)  # no whole float32 block
+    np.testing.assert_array_equal(rank_queries(query, reference, labels, formats=(name,)).positive, ranks)
+    assert len(np.unique(ranks)) > 100 and sum(closer) > 10_000 and 500 <= sum(asked) < 1000
 
 
 @pytest.mark.parametrize("noise", [1, 30])

@@ -29,11 +29,10 @@ class Bytes(Narrow):
     spread as a trained network's are: few lie as near to the positive's.
     """
 
-    TOO_CLOSE = 0.0015  # share of a block within its bound from which bfloat16 is faster
-
     def __init__(self, r, width):
         super().__init__(r, width)
         self.width = width
+        self.too_close = 0.02  # where bfloat16 is faster
 
     def fits(self):
         return self.dim <= LONGEST and self.r.device.type == "cpu"

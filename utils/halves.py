@@ -28,12 +28,12 @@ class Halves(Narrow):
     """
 
     EXTRA = 32  # appended columns: three used, the rest keeps rows aligned
-    TOO_CLOSE = 0.005  # share of a block within its bound from which float32 is faster
 
     def __init__(self, r, width):
         super().__init__(r, width)
         # Largest distance between a unit row and its bfloat16 copy: the worst case, or where all are made, theirs.
         self.error = 2**-8
+        self.too_close = 0.03 if r.device.type == "cpu" else 0.005  # where float32 is faster
 
     def fits(self):
         return True
@@ -74,9 +74,10 @@ class Halves(Narrow):
             unit = q.unit(narrow.within(rows, part), torch.float32)
             own[part, : self.dim] = unit
             error[part] = (unit - own[part, : self.dim]).norm(dim=1)
-        # |q.r - q'.r'| <= |q - q'| |r| + |q'| |r - r'|, then sums of float32 products, four times Higham's bound as
-        # matrix units may truncate, and float32 norms.
-        bound = error + (1 + error) * self.error + 6 * rounding(self.dim + 3, torch.float32) + tie
+        # |q.r - q'.r'| <= |q - q'| |r| + |q'| |r - r'|, then sums of float32 products (four times Higham's bound for a
+        # GPU, whose matrix units may truncate), and unit rows and norms in float32.
+        sums = (2 if q.device.type == "cpu" else 6) * rounding(self.dim + 3, torch.float32)
+        bound = error + (1 + error) * self.error + sums + tie
         bound = (1.01 * bound).double()
         rest = targets[0] - bound
         for column in range(3):

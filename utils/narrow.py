@@ -60,7 +60,7 @@ class Narrow:
     - `prepare(q, rows, targets, tie)`: what it needs of a block of queries and their (n,) float64 targets;
     - `product(prepared, columns)`: integers (n, m), for each target (low, high) (n, 1), and the `Block`. An item whose
       integer is above `high` is surely more similar than the target, one whose integer is at most `low` surely not;
-    - TOO_CLOSE: share of a block between its limits from which the next wider format is faster.
+    - too_close: share of a block between its limits from which the next wider format is faster.
     """
 
     def __init__(self, r, width):
@@ -75,7 +75,7 @@ class Narrow:
         for part in self.parts[:: -(-len(self.parts) // PROBES)]:
             bits, limits, _ = self.product(prepared, slice(part.start, min(part.start + PROBED, part.stop)))
             shares.append([float(((bits > low) & (bits <= high)).double().mean()) for low, high in limits])
-        return max(sum(column) / len(column) for column in zip(*shares, strict=True)) <= self.TOO_CLOSE
+        return max(sum(column) / len(column) for column in zip(*shares, strict=True)) <= self.too_close
 
     def compare(self, prepared, columns):
         """`Block` and [(above, near) for each target], None in the second place if too many are too near."""
@@ -84,7 +84,7 @@ class Narrow:
         for low, high in limits:
             above = count_true(bits > high)
             close = count_true(bits > low) - above
-            if float(close.sum()) > self.TOO_CLOSE * bits.numel():
+            if float(close.sum()) > self.too_close * bits.numel():
                 return block, None
             rows = close.nonzero().squeeze(1)
             part = bits[rows]

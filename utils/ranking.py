@@ -1,9 +1,11 @@
 """How many gallery items are more similar than a threshold: exact counts from fast blocks.
 
 A block of similarities is formed in 8-bit integers, bfloat16 or float32. A comparison that lies further from its
-threshold than the block's error bound is decided; the few others are made again in float64. Every way gives the
-float64 counts.
+threshold than the block's error bound is decided; the others are made again one by one, in float32 where they are many,
+and the last few in float64. Every way gives the float64 counts.
 """
+
+import warnings
 
 import torch
 
@@ -17,6 +19,7 @@ COLUMNS = 2048  # gallery items in one block
 DEPTH = 384  # products summed at a time in float32
 TOO_CLOSE = 0.03  # share of a float32 block within its bound from which the block is redone in float64
 SMALL = 2e9  # multiplications below which a narrow format is not worth its preparation
+MANY = 4096  # comparisons of a block to be made again from which float32 is worth its preparation, on a CPU
 SPARE = 4  # candidates beyond the wanted top list
 FORMATS = {"int8": Bytes, "bfloat16": Halves}
 
@@ -53,9 +56,14 @@ def count_above(q, r, thresholds, chunk=CHUNK, formats=None, nearest=0):
                 found = None
                 if narrow:
                     block, found = narrow.compare(prepared, columns)
-                if found is None:
+                many = found is not None and q.device.type == "cpu" and max(len(near[0]) for _, near in found) > MANY
+                if found is None or many:
                     q32 = list(q.units(rows, torch.float32)) if q32 is None else q32
-                    similarity, error = _float32_block(q32, r.unit(columns, torch.float32))
+                    r32 = r.unit(columns, torch.float32)
+                if many:
+                    found = [_look_closer(q32[0], r32, *pair, tie) for pair in zip(targets, found, strict=True)]
+                if found is None:
+                    similarity, error = _float32_block(q32, r32)
                     block = Block(similarity, torch.full_like(targets[0], error))
                     found = [_compare(similarity, target, error + tie) for target in targets]
                 for count, target, (above, near) in zip(counts, targets, found, strict=True):
@@ -88,7 +96,11 @@ def _float32_block(ways, r32):
         for start in range(DEPTH, dim, DEPTH):
             block.addmm_(q32[:, start : start + DEPTH], r32[:, start : start + DEPTH].T)
         best = block if best is None else torch.maximum(best, block, out=best)
-    return best, rounding(min(DEPTH, dim) + -(-dim // DEPTH), torch.float32)
+    return best, _float32_bound(dim)
+
+
+def _float32_bound(dim):
+    return rounding(min(DEPTH, dim) + -(-dim // DEPTH), torch.float32)
 
 
 def _float64_block(q, r, rows, columns):
@@ -112,6 +124,23 @@ def _compare(block, target, bound):
     part = block[rows]
     i, j = ((part >= low[rows]) & (part <= high[rows])).nonzero(as_tuple=True)
     return above, (rows[i], j)
+
+
+def _look_closer(q32, r32, target, found, tie):
+    """Decide in float32 the pairs that were too near to tell: (n,) items surely above, and what is still too near."""
+    above, (i, j) = found
+    ends = torch.zeros(len(q32) + 1, dtype=torch.int64)
+    ends[1:] = torch.bincount(i, minlength=len(q32)).cumsum(0)
+    similarity = torch.zeros(len(i))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Sparse CSR")  # "in beta state"
+        for part in slices(q32.shape[1], DEPTH):
+            pairs = torch.sparse_csr_tensor(ends, j, similarity, size=(len(q32), len(r32)), check_invariants=False)
+            similarity = torch.sparse.sampled_addmm(pairs, q32[:, part], r32[:, part].T).values()
+    gap = similarity.double() - target[i]
+    bound = _float32_bound(q32.shape[1]) + tie
+    left = gap.abs() <= bound
+    return above.index_add(0, i, (gap > bound).long()), (i[left], j[left])
 
 
 def _decide(q, r, rows, columns, threshold, near):
