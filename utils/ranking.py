@@ -1,15 +1,15 @@
 """How many gallery items are more similar than a threshold: exact counts from fast blocks.
 
-A block of similarities is formed in 8-bit integers, bfloat16 or float32. A comparison that lies further from its
-threshold than the block's error bound is decided; the others are made again one by one, in float32 where they are many,
-and the last few in float64. Every way gives the float64 counts.
+A block of similarities is formed in 8-bit or 16-bit integers, bfloat16 or float32. A comparison that lies further from
+its threshold than the block's error bound is decided; the others are made again one by one, in float32 where they are
+many, and the last few in float64. Every way gives the float64 counts.
 """
 
 import warnings
 
 import torch
 
-from utils.bytes import Bytes
+from utils.bytes import Bytes, Words
 from utils.descriptors import exact_similarity, rounding
 from utils.halves import Halves
 from utils.narrow import Block, count_true, faster_formats, full_precision, slices
@@ -21,7 +21,7 @@ TOO_CLOSE = 0.03  # share of a float32 block within its bound from which the blo
 SMALL = 2e9  # multiplications below which a narrow format is not worth its preparation
 MANY = 4096  # comparisons of a block to be made again from which float32 is worth its preparation, on a CPU
 SPARE = 4  # candidates beyond the wanted top list
-FORMATS = {"int8": Bytes, "bfloat16": Halves}
+FORMATS = {"int8": Bytes, "bfloat16": Halves, "int16": Words}
 
 
 def count_above(q, r, thresholds, chunk=CHUNK, formats=None, nearest=0):
