@@ -56,7 +56,9 @@ class OnGPU(torch.Tensor):
         there = [x for x in flat if isinstance(x, OnGPU)]
         here = [x for x in flat if isinstance(x, torch.Tensor) and not isinstance(x, OnGPU)]
         mixed = any(x.dim() for x in here) and there
-        if mixed and function is not aten.copy_.default and not (function in INDEXED and isinstance(args[0], OnGPU)):
+        if function in INDEXED:
+            mixed = not isinstance(args[0], OnGPU) or any(x is args[2] for x in here if len(args) > 2 and x.dim())
+        if mixed and function is not aten.copy_.default:
             raise RuntimeError(f"Expected all tensors to be on the same device, in {function}")
         args, kwargs = tree_unflatten([x.elem if isinstance(x, OnGPU) else x for x in flat], form)
         if "device" in kwargs:

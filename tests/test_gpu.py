@@ -10,7 +10,9 @@ from make_data import flags
 from simulated_gpu import GPU, simulated_gpu
 
 import train
+from dataset import neighbours
 from dataset.neighbours import UnitRows, nearest_rows
+from utils import ranking
 from utils.descriptors import Turned
 from utils.metrics import rank_queries
 
@@ -27,7 +29,11 @@ def test_a_gpu_does_not_take_what_lies_elsewhere():
     with simulated_gpu():
         rows = torch.zeros(3, device="cuda") + torch.ones(3).to(GPU)
         assert rows.device == GPU and float(rows.sum()) == 3
-        for wrong in (lambda: rows + torch.ones(3), lambda: torch.ones(3)[rows.long()], rows.numpy):
+
+        def put():
+            rows[torch.tensor([0, 1])] = torch.ones(2)
+
+        for wrong in (lambda: rows + torch.ones(3), lambda: torch.ones(3)[rows.long()], rows.numpy, put):
             with pytest.raises((RuntimeError, TypeError)):
                 wrong()
         assert rows.cpu().numpy().tolist() == [1, 1, 1]
@@ -57,7 +63,9 @@ def test_a_training_keeps_its_tensors_on_the_gpu(roots, tmp_path, name, dataset)
 
 
 @pytest.mark.parametrize("formats", [(), ("bfloat16",), None])
-def test_ranks_and_neighbours_are_found_on_the_gpu(formats):
+def test_ranks_and_neighbours_are_found_on_the_gpu(monkeypatch, formats):
+    for module in (ranking, neighbours):
+        monkeypatch.setattr(module, "SMALL", 0)  # so that None asks what is faster there
     rng = np.random.default_rng(0)
     reference, labels = rng.standard_normal((3000, 96)).astype("f4"), rng.permutation(3000)[:700]
     query = (reference[labels] + 1.5 * rng.standard_normal((700, 96))).astype("f4")
@@ -72,7 +80,11 @@ def test_ranks_and_neighbours_are_found_on_the_gpu(formats):
         part = rank_queries(q, reference, torch.from_numpy(labels).to(device), semi, rows=(10, 400), near=near, **asked)
         turned = rank_queries(Turned([q], 4, "queries", torch.device(device)), r, labels, semi, **asked)
         index = torch.arange(0, 3000, 2).to(device)
-        pools = nearest_rows(UnitRows(unit), UnitRows(unit, index), 20, fast=formats == ("bfloat16",)).cpu().numpy()
+        pools = (
+            nearest_rows(UnitRows(unit), UnitRows(unit, index), 20, fast=formats if formats is None else bool(formats))
+            .cpu()
+            .numpy()
+        )
         pools = [np.sort(pools, axis=1)]  # rows too near to tell apart in bfloat16 are in the order they were found
         return [array for ranks in (every, part, turned) for array in ranks if array is not None] + pools
 

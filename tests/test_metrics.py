@@ -1,14 +1,17 @@
+from unittest import mock
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils import narrow, ranking
+from utils import bytes, halves, narrow, ranking
 from utils.descriptors import Descriptors, Turned, exact_similarity
 from utils.metrics import DescriptorError, positive_ranks, rank_queries, retrieval_metrics, summarise
 
 FORMATS = [(), ("int8",), ("bfloat16",), ("int16",), ("int8", "bfloat16", "int16")]  # compared in ahead of float32
+HERE = [name for name in ranking.FORMATS if "int" not in name or narrow.exact_bytes()]  # that this CPU has
 TIE = 1e-12  # float64 similarities closer than this are ties in the plain computation below
 
 
@@ -74,6 +77,11 @@ def test_similarities_that_differ_beyond_float32_are_told_apart():
     ranks, _ = plain(query, reference, labels)
     np.testing.assert_array_equal(positive_ranks(query, reference, labels, chunk=64), ranks)
     assert len(np.unique(ranks)) > 10
+    q, r = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (query, reference))
+    nearest = np.argsort(-(q @ r.T), axis=1, kind="stable")[:, :7]
+    for formats in FORMATS:  # lists that only float64 can tell
+        found = rank_queries(query, reference, labels, formats=formats, nearest=7)
+        np.testing.assert_array_equal(found.nearest, nearest)
 
 
 @pytest.mark.parametrize("held", [2**30, 0])
@@ -99,7 +107,7 @@ def test_large_blocks_equal_one_float64_product(monkeypatch, formats, held, nois
     np.testing.assert_array_equal(found.nearest, np.argsort(-similarity, axis=1, kind="stable")[:, :7])
 
 
-@pytest.mark.parametrize("name", ranking.FORMATS)
+@pytest.mark.parametrize("name", HERE)
 def test_a_narrow_format_decides_most_comparisons(monkeypatch, name):
     rng = np.random.default_rng(4)
     reference, labels = rng.standard_normal((6000, 256)), rng.permutation(6000)[:500]
@@ -116,7 +124,7 @@ def test_a_narrow_format_decides_most_comparisons(monkeypatch, name):
     assert 500 <= sum(asked) < 600  # the positives themselves, and hardly any other
 
 
-@pytest.mark.parametrize("name", ranking.FORMATS)
+@pytest.mark.parametrize("name", HERE)
 def test_many_near_comparisons_are_made_in_float32(monkeypatch, name):
     """Float64 is left with the positives themselves, and hardly any other."""
     rng = np.random.default_rng(5)
@@ -176,9 +184,9 @@ def test_turned_queries_score_the_best_of_all_ways(monkeypatch, noise):
 
 @settings(deadline=None, max_examples=60)
 @given(
-    name=st.sampled_from(list(ranking.FORMATS)),
+    name=st.sampled_from(HERE),
     d=st.sampled_from([2, 7, 64, 700]),
-    power=st.integers(0, 9),  # of the numbers: the larger, the fewer that make up a descriptor
+    power=st.integers(-1, 9),  # of the numbers: the larger, the fewer that make up a descriptor; -1: their signs alone
     spread=st.sampled_from([1e-4, 0.1, 1]),
     near=st.floats(-1, 1),
     held=st.booleans(),
@@ -188,12 +196,17 @@ def test_what_a_narrow_format_is_sure_of_is_so(name, d, power, spread, near, hel
     rng = np.random.default_rng(seed)
     n, m = 20, 45
     middle = rng.standard_normal(d)
-    query, reference = ((middle + spread * rng.standard_normal((k, d))) ** (2 * power + 1) + 1e-30 for k in (n, m))
+    query, reference = (middle + spread * rng.standard_normal((k, d)) for k in (n, m))
+    if power < 0:
+        query, reference = np.sign(query), np.sign(reference)
+    else:
+        query, reference = (x ** (2 * power + 1) + 1e-30 for x in (query, reference))
     query[0], reference[0] = -query[0], -reference[0]  # not collapsed
     q, r = (Descriptors(x, "descriptors", torch.device("cpu")) for x in (query, reference))
     truth = q.unit(slice(0, n), torch.float64) @ r.unit(slice(0, m), torch.float64).T
     made = ranking.FORMATS[name](r, 32)
-    assert not held or made.hold()
+    with mock.patch.object(bytes, "CONVERTED", 7), mock.patch.object(halves, "CONVERTED", 7):
+        assert not held or made.hold()
     every = slice(0, n)
     # Targets within the error of some similarity, on either side; the second above the first.
     error = made.product(made.prepare(q, every, [truth[:, 0]], 0.0), slice(0, 32))[2].error
@@ -231,9 +244,40 @@ def test_formats_are_taken_where_their_products_are_faster(monkeypatch, seconds,
 
 
 def test_products_of_bytes_that_saturate_are_not_taken(monkeypatch):
-    assert narrow._seconds(torch.int8) < float("inf")
     monkeypatch.setattr(torch, "_int_mm", lambda a, b: (a.float() @ b.float()).clamp(max=2**20).int())
+    exact = narrow.exact_bytes.__wrapped__
+    assert not exact()
+    for module in (narrow, bytes):
+        monkeypatch.setattr(module, "exact_bytes", exact)
     assert narrow._seconds(torch.int8) == float("inf")
+    rng = np.random.default_rng(0)
+    reference = np.sign(rng.standard_normal((500, 64)))
+    query, labels = reference[:100] * np.where(rng.random((100, 64)) < 0.35, -1, 1), np.arange(100)
+    ranks = plain(query, reference, labels)[0]
+    for formats in FORMATS:
+        np.testing.assert_array_equal(rank_queries(query, reference, labels, formats=formats).positive, ranks)
+
+
+@pytest.mark.skipif(not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="newer than this PyTorch")
+def test_precision_is_left_as_it_was_set():
+    """By the attributes that come in the place of `torch.set_float32_matmul_precision`, or by that."""
+    query, reference, labels = good()
+    matmul = torch.backends.cuda.matmul
+    try:
+        matmul.fp32_precision = "tf32"
+        with narrow.full_precision():
+            assert matmul.fp32_precision == "ieee"
+        retrieval_metrics(query, reference, labels)
+        assert matmul.fp32_precision == "tf32"
+    finally:
+        matmul.fp32_precision = "none"
+    torch.set_float32_matmul_precision("high")
+    try:
+        with narrow.full_precision():
+            assert torch.get_float32_matmul_precision() == "highest"
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision("highest")
 
 
 @pytest.mark.parametrize("m", [5, 8, 4096, 8 * 255 * 3 + 8])
@@ -247,6 +291,12 @@ def test_nearest_of_equal_items_come_in_order_of_number():
     reference = np.repeat(np.eye(3), 4, axis=0)
     found = rank_queries(np.array([[1.0, 0.5, 0.1]]), reference, np.array([0]), nearest=20)
     np.testing.assert_array_equal(found.nearest, [np.arange(12)])
+    rng = np.random.default_rng(2)
+    kinds = rng.integers(0, 3, 100)
+    reference = rng.standard_normal((3, 64)).astype("f4")[kinds]
+    found = rank_queries(rng.standard_normal((50, 64)).astype("f4"), reference, np.zeros(50, int), chunk=32, nearest=4)
+    for items in found.nearest:
+        np.testing.assert_array_equal(items, np.flatnonzero(kinds == kinds[items[0]])[:4])
 
 
 def test_more_queries_than_gallery_and_small_galleries():

@@ -6,10 +6,10 @@ import torch
 
 from utils import narrow
 from utils.descriptors import rounding
-from utils.narrow import CONVERTED, Block, Narrow, slices, within
+from utils.narrow import CONVERTED, Block, Narrow, exact_bytes, slices, within
 
 LARGEST = 127
-LONGEST = 2**16  # numbers of a descriptor whose products still fit 32 bits
+LONGEST = 2**16  # numbers of a descriptor, of which twice as many products of bytes fit 32 bits
 LOW = 256  # what a 1 in the higher of two bytes stands for, in ones of the lower
 
 
@@ -38,14 +38,14 @@ class Bytes(Narrow):
     """
 
     BYTES = 1  # of a number
-    TOO_CLOSE = 0.02  # where bfloat16 is faster
+    TOO_CLOSE = 0.02
 
     def __init__(self, r, width):
         super().__init__(r, width)
         self.width, self.too_close = width, self.TOO_CLOSE
 
     def fits(self):
-        return self.dim <= LONGEST and self.r.device.type == "cpu"
+        return self.dim <= LONGEST and self.r.device.type == "cpu" and exact_bytes()
 
     def hold(self):
         """Convert the whole gallery at once, where it is not too large. Returns whether it is held."""
@@ -64,7 +64,7 @@ class Bytes(Narrow):
         return Queries(made, targets, tie)
 
     def product(self, queries, columns):
-        """Sums of products, their limits, and the `Block`."""
+        """Sums of products, their limits, and the `Block`; `columns` start where one of the parts does."""
         own = queries.rows
         other = self._gallery(columns) if self.held is None else self.held[columns.start // self.width]
         numbers = other.numbers[: columns.stop - columns.start]
@@ -121,7 +121,7 @@ class Words(Bytes):
     """
 
     BYTES = 2  # a row: its high bytes, then its low bytes
-    TOO_CLOSE = 0.03  # where float32 is faster
+    TOO_CLOSE = 0.03
     LEAST = 3.8e-4  # what a 1 in a high byte stands for at least: 2**8 / LEAST**2 fits 31 bits
 
     def _scale(self, largest):

@@ -44,25 +44,27 @@ class Halves(Narrow):
         if self.held is None and 2 * r.rows * (r.dim + self.EXTRA) <= narrow.HELD_BYTES:
             held = torch.empty(-(-r.rows // 8) * 8, r.dim + self.EXTRA, dtype=torch.bfloat16, device=r.device)
             held[r.rows :] = 0
-            self.error = max(self._convert(columns, held[columns]) for columns in slices(r.rows, CONVERTED))
-            self.held = held
+            units = (self._fill(columns, held[columns]) for columns in slices(r.rows, CONVERTED))
+            errors = [(unit - own[:, : self.dim]).norm(dim=1).max() for unit, own in units]
+            self.error, self.held = float(torch.stack(errors).max()), held
         return self.held is not None
 
-    def _convert(self, columns, own):
-        """Fill `own` with the rows of the gallery; returns their largest distance from the truth."""
+    def _fill(self, columns, own):
+        """Fill `own` (n, dim + EXTRA) with rows of the gallery. Returns the unit rows in float32, and `own`."""
         unit = self.r.unit(columns, torch.float32)
         own[:, : self.dim] = unit
         own[:, self.dim : self.dim + 3] = 1
         own[:, self.dim + 3 :] = 0
-        return float((unit - own[:, : self.dim]).norm(dim=1).max())
+        return unit, own
 
     def gallery(self, columns):
-        """(at least the columns, dim + EXTRA) bfloat16; rows beyond them are 0, and their number a multiple of 8."""
+        """(columns, dim + EXTRA) bfloat16; the last part has rows of 0 after it, up to a multiple of 8."""
         if self.held is not None:
             return self.held[columns.start : len(self.held) if columns.stop == self.r.rows else columns.stop]
         count = columns.stop - columns.start
         own = torch.zeros(-(-count // 8) * 8, self.dim + self.EXTRA, dtype=torch.bfloat16, device=self.r.device)
-        self._convert(columns, own[:count])
+        for part in slices(count, CONVERTED):
+            self._fill(narrow.within(columns, part), own[part])
         return own
 
     def prepare(self, q, rows, targets, tie):
@@ -74,8 +76,8 @@ class Halves(Narrow):
             unit = q.unit(narrow.within(rows, part), torch.float32)
             own[part, : self.dim] = unit
             error[part] = (unit - own[part, : self.dim]).norm(dim=1)
-        # |q.r - q'.r'| <= |q - q'| |r| + |q'| |r - r'|, then sums of float32 products (four times Higham's bound for a
-        # GPU, whose matrix units may truncate), and unit rows and norms in float32.
+        # |q.r - q'.r'| <= |q - q'| |r| + |q'| |r - r'|, then what float32 rounds: the sum of products, as large as the
+        # similarity and the threshold together (2; 6 for a GPU, whose matrix units may truncate), rows and norms.
         sums = (2 if q.device.type == "cpu" else 6) * rounding(self.dim + 3, torch.float32)
         bound = error + (1 + error) * self.error + sums + tie
         bound = (1.01 * bound).double()

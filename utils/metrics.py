@@ -1,7 +1,7 @@
 """Retrieval metrics of the field, exact, and without ever holding an N x M matrix.
 
 Similarities are compared in 8-bit, bfloat16 or float32 blocks first. Every comparison within the error bound of that
-product is made again in float64 (`utils.ranking`), so the ranks are those of a float64 computation for every query.
+product is made again, in the end in float64 (`utils.ranking`), so the ranks are float64's for every query.
 Two similarities that float64 itself cannot tell apart (equal rows of the gallery, say) are a tie; a tie outranks
 nothing.
 """

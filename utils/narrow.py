@@ -61,7 +61,8 @@ class Narrow:
     - `prepare(q, rows, targets, tie)`: what it needs of a block of queries and their (n,) float64 targets;
     - `product(prepared, columns)`: integers (n, m), for each target (low, high) (n, 1), and the `Block`. An item whose
       integer is above `high` is surely more similar than the target, one whose integer is at most `low` surely not;
-    - too_close: share of a block between its limits from which the next wider format is faster.
+    - too_close: share of comparisons between their limits from which another format is faster: of those probed, the
+      next one; of a block, float32.
     """
 
     def __init__(self, r, width):
@@ -115,15 +116,24 @@ def within(rows, part):
 @contextmanager
 def full_precision():
     """float32 products in float32, sums of bfloat16 products in float32: the bounds hold for no less."""
-    before = torch.get_float32_matmul_precision()
     matmul = torch.backends.cuda.matmul
     reduced = matmul.allow_bf16_reduced_precision_reduction
-    torch.set_float32_matmul_precision("highest")
-    matmul.allow_bf16_reduced_precision_reduction = False
     try:
+        before, newer = torch.get_float32_matmul_precision(), []
+    except RuntimeError:  # the attributes that come in its place have been set, and PyTorch refuses to mix the two
+        newer = [(part, part.fp32_precision) for part in (matmul, torch.backends.mkldnn.matmul)]
+    try:
+        matmul.allow_bf16_reduced_precision_reduction = False
+        for part, _ in newer:
+            part.fp32_precision = "ieee"
+        if not newer:
+            torch.set_float32_matmul_precision("highest")
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        for part, value in newer:
+            part.fp32_precision = value
+        if not newer:
+            torch.set_float32_matmul_precision(before)
         matmul.allow_bf16_reduced_precision_reduction = reduced
 
 
@@ -131,14 +141,14 @@ def full_precision():
 def faster_formats(device):
     """Names of the formats whose products are faster than float32 ones here, the fastest first.
 
-    On a CPU that is tried out: some processors with instructions for bfloat16 multiply float32 twice as fast.
+    On a CPU that is tried out: some processors with instructions for bfloat16 multiply float32 faster than it.
     """
     if device.type != "cpu":
         return ("bfloat16",) if torch.cuda.get_device_capability(device) >= (8, 0) else ()
     flags = _processor_flags()
     tried = [name for name in TRIALS if not INSTRUCTIONS[name].isdisjoint(flags)]
     wide = _seconds(torch.float32) if tried else 0.0
-    seconds = {dtype: _seconds(dtype) for dtype in {TRIALS[name][0] for name in tried}}
+    seconds = {dtype: _seconds(dtype) for dtype, _ in (TRIALS[name] for name in tried)}
     return tuple(name for name in tried if TRIALS[name][1] * seconds[TRIALS[name][0]] < wide)
 
 
@@ -149,20 +159,23 @@ def _processor_flags():
         return set()
 
 
+@cache
+def exact_bytes():
+    """Whether products of 8-bit matrices are right on this CPU: without VNNI instructions large ones saturate."""
+    rows = torch.full((64, 256), 127, dtype=torch.int8)
+    rows[::2] = -127
+    return torch.equal(torch._int_mm(rows, rows.T), (rows.int() @ rows.int().T))
+
+
 def _seconds(dtype, tries=4):
-    """Seconds of the fastest of a few products of a square matrix with itself; infinite where they are wrong."""
-    if dtype == torch.int8:
-        # The largest numbers: products of 8-bit instructions that saturate are wrong.
-        matrix = torch.full((TRIAL_ROWS, TRIAL_ROWS), 127, dtype=torch.int8)
-        matrix[::2] = -127
-        multiply = torch._int_mm
-    else:
-        matrix = torch.linspace(-1, 1, TRIAL_ROWS**2).view(TRIAL_ROWS, TRIAL_ROWS).to(dtype)
-        multiply = torch.matmul
+    """Seconds of the fastest of a few products of a square matrix with its transpose; infinite where they are wrong."""
+    if dtype == torch.int8 and not exact_bytes():
+        return float("inf")
+    matrix = torch.linspace(-127, 127, TRIAL_ROWS**2).view(TRIAL_ROWS, TRIAL_ROWS).to(dtype)
+    multiply = torch._int_mm if dtype == torch.int8 else torch.matmul
     seconds = []
     for _ in range(tries):
         started = time.perf_counter()
-        product = multiply(matrix, matrix.T)
+        multiply(matrix, matrix.T)
         seconds.append(time.perf_counter() - started)
-    wrong = dtype == torch.int8 and not (product.abs() == 127**2 * TRIAL_ROWS).all()
-    return float("inf") if wrong else min(seconds)
+    return min(seconds)

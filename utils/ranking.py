@@ -2,7 +2,7 @@
 
 A block of similarities is formed in 8-bit or 16-bit integers, bfloat16 or float32. A comparison that lies further from
 its threshold than the block's error bound is decided; the others are made again one by one, in float32 where they are
-many, and the last few in float64. Every way gives the float64 counts.
+many (on a CPU), and the last few in float64. Every way gives the float64 counts.
 """
 
 import warnings
@@ -20,6 +20,7 @@ DEPTH = 384  # products summed at a time in float32
 TOO_CLOSE = 0.03  # share of a float32 block within its bound from which the block is redone in float64
 SMALL = 2e9  # multiplications below which a narrow format is not worth its preparation
 MANY = 4096  # comparisons of a block to be made again from which float32 is worth its preparation, on a CPU
+DOUBTFUL = 64  # queries whose lists are made from all items at once
 SPARE = 4  # candidates beyond the wanted top list
 FORMATS = {"int8": Bytes, "bfloat16": Halves, "int16": Words}
 
@@ -41,7 +42,9 @@ def count_above(q, r, thresholds, chunk=CHUNK, formats=None, nearest=0):
     tie = 2 * rounding(q.dim, torch.float64)
     counts = [torch.zeros(q.rows, dtype=torch.int64, device=q.device) for _ in thresholds]
     top = _TopList(q, r, min(nearest, r.rows)) if nearest else None
-    if formats is None:
+    if q.ways > 1:
+        formats = ()
+    elif formats is None:
         formats = faster_formats(q.device) if q.rows * r.rows * q.dim > SMALL else ()
     width, chunk = min(chunk, COLUMNS), max(1, chunk // q.ways)
     columns_of = slices(r.rows, width)
@@ -53,7 +56,7 @@ def count_above(q, r, thresholds, chunk=CHUNK, formats=None, nearest=0):
             prepared = narrow.prepare(q, rows, targets, tie) if narrow else None
             q32 = None
             for columns in columns_of:
-                found = None
+                block = found = None
                 if narrow:
                     block, found = narrow.compare(prepared, columns)
                 many = found is not None and q.device.type == "cpu" and max(len(near[0]) for _, near in found) > MANY
@@ -77,7 +80,7 @@ def count_above(q, r, thresholds, chunk=CHUNK, formats=None, nearest=0):
 
 def _narrow(q, r, thresholds, tie, formats, width):
     """The gallery in the first of the formats that decides most comparisons, or None."""
-    for name in formats if q.ways == 1 else ():
+    for name in formats:
         made = FORMATS[name](r, width)
         if made.fits() and made.decide_most(q, thresholds, tie):
             made.hold()
@@ -184,11 +187,19 @@ class _TopList:
         top = item.gather(1, order)[:, : self.wanted].contiguous()
         if self.keep < self.r.rows:  # an item left out may belong to the list
             doubtful = exact[:, self.wanted - 1] <= self.value[:, -1] + self.error
-            for part in doubtful.nonzero().squeeze(1).split(256):
-                top[part] = self._all_in_order(part)
+            for part in doubtful.nonzero().squeeze(1).split(DOUBTFUL):
+                top[part] = self._from_all(part)
         return top
 
-    def _all_in_order(self, rows):
+    def _from_all(self, rows):
+        """(n, wanted) lists of some queries, from float64 similarities with all items."""
+        tie = 2 * rounding(self.q.dim, torch.float64)
         blocks = [_float64_block(self.q, self.r, rows, columns) for columns in slices(self.r.rows, COLUMNS)]
         similarity = torch.cat(blocks, dim=1)
-        return similarity.sort(dim=1, descending=True, stable=True).indices[:, : self.wanted]
+        least = similarity.topk(self.wanted, dim=1).values[:, -1:] - tie
+        top = torch.empty(len(rows), self.wanted, dtype=torch.int64, device=self.q.device)
+        for row, query in enumerate(rows):  # equal items differ by where they are in a block: made again alike
+            item = (similarity[row] >= least[row]).nonzero().squeeze(1)
+            exact = exact_similarity(self.q, self.r, query.expand(len(item)), item)
+            top[row] = item[exact.sort(descending=True, stable=True).indices[: self.wanted]]
+        return top
