@@ -34,6 +34,7 @@ from utils.options import (
     recorded,
     settle_model_options,
     settle_seed,
+    stored_args,
     take_evaluation,
 )
 from utils.run_files import RunFiles
@@ -106,16 +107,19 @@ def run(args, device):
     # Every mistake that can be seen at the start has been told by now; from here on files are written.
     if distributed.is_main():
         own = args.resume is not None and args.resume.resolve().parent == args.save_path.resolve()
-        files.open(fresh=not (args.evaluate or own))
-    distributed.barrier()
-    start_logging(args.save_path)
-    log_setup(recorded(args), device, model, datasets, taken, changed)
-    if args.evaluate:
+        files.open(fresh=not (args.evaluate or own), alone=not args.evaluate)
+    try:
+        distributed.barrier()
+        start_logging(args.save_path)
+        log_setup(recorded(args), device, model, datasets, taken, changed)
+        if not args.evaluate:
+            return train(model, datasets, training, args, device, files)
         if distributed.is_main():
             files.keep_args(recorded(args))
         log.info("weights %s, epoch %s", source, "unknown" if trained_for is None else trained_for)
         return evaluate_and_record(model, datasets, args, device, files, source, trained_for)
-    return train(model, datasets, training, args, device, files)
+    finally:
+        files.close()
 
 
 def rescore(args, device, files):
@@ -183,6 +187,12 @@ def prepare_training(args, model, train_set, device, state):
     start, best = args.start_epoch or 0, 0.0
     if args.resume:
         check_resumed(args, state)
+        before = stored_args(state).get("eval_split")
+        if evaluation_split(args, before) != evaluation_split(args):
+            raise UserError(
+                f"--eval-split is {evaluation_split(args)}, {args.resume} was evaluated on "
+                f"{evaluation_split(args, before)}; resume as it was trained, or evaluate the other split with -e"
+            )
         try:
             optimizer.load_state_dict(state["optimizer"])
             sampler.load_state_dict(state["sampler"])

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from utils.arguments import Parser, mistakes_told
+from utils.arguments import Parser, mistakes_told, on_terminal
 from utils.launch import choose_device
 
 
@@ -66,7 +66,7 @@ def print_table(doc, sizes, run, argv=None):
 
 def say(text):
     """A line on a terminal that the next one overwrites."""
-    if sys.stderr.isatty():
+    if on_terminal():
         print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
 
 

@@ -35,6 +35,15 @@ class SAM(torch.optim.Optimizer):
         self._share_with_base()
         self._origin = None  # [(parameters, their values at w)] between the two steps
 
+    def __getstate__(self):
+        """What is copied and pickled."""
+        return super().__getstate__() | {"base_optimizer": self.base_optimizer, "_origin": self._origin}
+
+    def __setstate__(self, state):
+        super().__setstate__(state)
+        if "base_optimizer" in state:  # PyTorch also restores a state dict by this way
+            self._share_with_base()
+
     def _share_with_base(self):
         """One list of groups and one state for both optimisers."""
         self.param_groups = self.base_optimizer.param_groups

@@ -219,6 +219,7 @@ class PairDataset(Dataset, ABC):
         return len(self.aerial) if self.view == "aerial" else len(self.ground)
 
     def __getitem__(self, index):
+        index = range(len(self))[index]  # -1 is the last
         if self.view == "aerial":
             return View(self._finish(self.load_aerial(index)), index)
         if self.view == "ground":

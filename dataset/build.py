@@ -9,14 +9,14 @@ from utils.errors import UserError
 LAYOUTS = {"cvusa": CVUSA, "cvact": CVACT, "vigor": VIGOR, "pairs": Pairs}
 
 
-def evaluation_split(args):
-    """The split that `--eval-split` names, else the layout's own: val, VIGOR's test.
+def evaluation_split(args, *given):
+    """The split that `--eval-split` (or `given` in its place) names, else the layout's own: val, VIGOR's test.
 
     Raises:
         UserError: the layout has no such split to evaluate.
     """
     splits = LAYOUTS[args.dataset].splits[1:]
-    split = getattr(args, "eval_split", None) or splits[0]
+    split = (given[0] if given else getattr(args, "eval_split", None)) or splits[0]
     if split not in splits:
         raise UserError(f"--eval-split {split} is not there for {args.dataset}; expected {' or '.join(splits)}")
     return split

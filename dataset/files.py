@@ -16,7 +16,8 @@ def exist(paths):
         folder, name = os.path.split(path)
         if folder not in listed:
             try:
-                listed[folder] = set(os.listdir(folder))
+                with os.scandir(folder) as entries:
+                    listed[folder] = {entry.name for entry in entries if entry.is_file()}
             except OSError:
                 listed[folder] = set()
         found[i] = name in listed[folder]

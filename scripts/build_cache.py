@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from dataset.build import LAYOUTS
 from dataset.vigor import VIGOR
-from utils.arguments import Parser, mistakes_told, positive
+from utils.arguments import Parser, mistakes_told, on_terminal, positive
 from utils.errors import UserError
 from utils.flags import DATASETS
 from utils.launch import cores
@@ -65,7 +65,7 @@ def fill(args):
         chunks = [missing[i : i + CHUNK].tolist() for i in range(0, len(missing), CHUNK)]
         with (
             ProcessPoolExecutor(args.jobs, initializer=follow_parent) as pool,
-            tqdm(total=len(missing), desc=name, disable=not sys.stderr.isatty(), dynamic_ncols=True) as bar,
+            tqdm(total=len(missing), desc=name, disable=not on_terminal(), dynamic_ncols=True) as bar,
         ):
             try:
                 with starting_workers():

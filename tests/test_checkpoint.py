@@ -23,6 +23,7 @@ def test_released_files_load_with_any_scalar_and_leave_nothing_random(tmp_path, 
     a, b = FRGeo(), FRGeo()
     assert load_weights(a, path)["best_acc1"] == pytest.approx(97.06)
     load_weights(b, {"state_dict": state})
+    assert load_weights(b, dict(b.state_dict())) == {}
     for (name, p), (_, q) in zip(a.state_dict().items(), b.state_dict().items(), strict=True):
         assert torch.equal(p, q), name
     total = sum(v.double().sum() for v in state.values())

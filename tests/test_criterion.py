@@ -1,3 +1,6 @@
+import copy
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -187,6 +190,22 @@ def test_sam_state_holds_the_moments():
     after.param_groups[0]["lr"] = 0.02  # what a schedule does reaches the base optimiser
     two_steps(after, second, loss, 3)
     assert all(torch.equal(a, b) for a, b in zip(straight, second, strict=True))
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_a_copied_sam_goes_on_by_itself(copied):
+    start, loss = problem()
+    kwargs = {"rho": 2.5, "adaptive": True, "lr": 0.02, "weight_decay": 0.03}
+    first = [torch.nn.Parameter(p.clone()) for p in start]
+    optimizer = SAM(first, torch.optim.AdamW, **kwargs)
+    two_steps(optimizer, first, loss, 2)
+    second, other = copied((first, optimizer))
+    two_steps(other, second, loss, 3)
+    straight = [torch.nn.Parameter(p.clone()) for p in start]
+    two_steps(SAM(straight, torch.optim.AdamW, **kwargs), straight, loss, 5)
+    assert all(torch.equal(a, b) for a, b in zip(straight, second, strict=True))
+    two_steps(optimizer, first, loss, 3)  # has not moved meanwhile
+    assert all(torch.equal(a, b) for a, b in zip(straight, first, strict=True))
 
 
 def test_sam_takes_a_closure_and_skips_parameters_without_gradient():

@@ -79,6 +79,10 @@ def test_missing_files_are_left_out_and_counted(tmp_path):
     assert [int(path[-14:-12]) for path in val.ground] == [6, 8, 10]
     np.testing.assert_array_equal(val.labels, [0, 1, 2])
     np.testing.assert_array_equal(val.utm[:, 0], [70, 90, 110])
+    (images / "streetview" / f"{name}07_grdView.jpg").symlink_to(tmp_path / "gone.jpg")
+    (images / "satview_polish" / f"{name}09_satView_polish.jpg").mkdir()
+    assert CVACT(tmp_path, "val", view="ground").missing == 2
+    assert val[-1].index == len(val) - 1
 
 
 def test_vigor_labels_point_at_the_covering_tiles(roots):

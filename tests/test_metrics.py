@@ -379,11 +379,26 @@ def test_descriptors_of_any_length_are_scored_by_their_direction(scale, dtype, f
     np.testing.assert_array_equal(rank_queries(*sides, labels, formats=formats).positive, ranks)
 
 
-@pytest.mark.parametrize("labels", [np.arange(1, 7), np.arange(6) - 1, np.arange(5), np.arange(6) / 2])
+@pytest.mark.parametrize(
+    "labels", [np.arange(1, 7), np.arange(6) - 1, np.arange(5), np.arange(6) / 2, np.arange(6)[:, None]]
+)
 def test_labels_that_do_not_fit_are_refused(labels):
     query, reference, _ = good()
     with pytest.raises(DescriptorError):
         retrieval_metrics(query, reference, labels)
+
+
+def test_labels_and_descriptors_of_any_layout_are_read():
+    query, reference, labels = good()
+    labels, semi = labels[::-1], np.stack([labels, (labels + 1) % 6], axis=1)
+    expected = retrieval_metrics(query, reference, labels.copy(), semi)
+    swapped = [x.astype(x.dtype.newbyteorder()) for x in (query, reference, labels, semi)]
+    assert retrieval_metrics(query, reference, labels, semi) == expected == retrieval_metrics(*swapped)
+    none = np.empty((6, 0), dtype=int)
+    assert retrieval_metrics(query, reference, labels, none)["R@1"] == expected["R@1"]
+    for wrong in ((query, reference, labels, labels), (query + 1j, reference, labels)):
+        with pytest.raises(DescriptorError):
+            retrieval_metrics(*wrong)
 
 
 def test_sides_of_different_width_are_refused():

@@ -1,7 +1,9 @@
 """What becomes of a run's files when runs follow each other, are resumed elsewhere, or are cut off."""
 
 import json
+import os
 import resource
+import shlex
 import signal
 import subprocess
 import sys
@@ -18,6 +20,7 @@ from criterion.build import build_loss
 from utils import run_files
 from utils.checkpoint import load_checkpoint
 from utils.errors import UserError
+from utils.options import parse_args
 
 REPO = Path(__file__).parent.parent
 ADAMW = ["--op", "adamw", "--lr", "0.001", "--wd", "0.03", "--batch-size", "8"]
@@ -324,3 +327,46 @@ def test_a_full_disk_is_told_and_leaves_no_half_files(roots, tmp_path, limit, mo
     assert done.returncode == 2 and "could not be written" in done.stderr and "Traceback" not in done.stderr
     assert not list(tmp_path.rglob("*.partial"))
     np.testing.assert_array_equal(np.load(tmp_path / "grd_global_descriptor.npy"), before)
+
+
+def test_a_folder_in_use_is_refused_and_left_alone(roots, tmp_path, capfd):
+    run = [*flags(roots["cvusa"], tmp_path), *ADAMW, "--epochs", "1"]
+    trained = train.main(run)
+    other = run_files.RunFiles(tmp_path)
+    other.open(fresh=False, alone=True)
+    before = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    assert "is in use by another training" in told(capfd, run)
+    assert before == {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    assert train.main([*run, "-e"]) == trained  # evaluating does no harm
+    other.close()
+    train.main(run)
+    assert (tmp_path / "previous-1" / "checkpoint.pth.tar").is_file()
+
+
+def test_a_screen_that_knows_no_dots_or_is_not_there_costs_nothing(roots, tmp_path):
+    """The line with the metrics has "·" in it; `>&-` and `2>&-` close what is written to."""
+    for name, environment, closed in (("ascii", {"PYTHONIOENCODING": "ascii"}, ""), ("closed", {}, ">&- 2>&-")):
+        run = [*flags(roots["cvusa"], tmp_path / name), *ADAMW, "--epochs", "1"]
+        command = f"{shlex.join([sys.executable, str(REPO / 'train.py'), *run])} {closed}"
+        done = subprocess.run(command, shell=True, capture_output=True, text=True, env={**os.environ, **environment})
+        assert done.returncode == 0, done.stderr
+        assert "\\xb7 R@5" in done.stdout if name == "ascii" else not done.stdout
+        assert (tmp_path / name / "checkpoint.pth.tar").is_file()
+        assert "· R@5" in (tmp_path / name / "log.txt").read_text(encoding="utf-8")
+
+
+def test_a_run_is_resumed_on_its_own_evaluation_split(city_roots, tmp_path, capfd, caplog):
+    run = [*flags(city_roots["cvact"], tmp_path, dataset="cvact"), *ADAMW, "--cos"]
+    train.main([*run, "--epochs", "1", "--seed", "1"])
+    more = [*run, "--epochs", "2", "--resume", str(tmp_path / "checkpoint.pth.tar")]
+    assert "was evaluated on val" in told(capfd, [*more, "--eval-split", "test"])
+    caplog.clear()
+    train.main([*more, "--eval-split", "val", "--seed", "5", "--fast-decode"])
+    assert all(f"--{name} " in caplog.text for name in ("epochs", "seed", "fast-decode"))
+    assert len(history(tmp_path)) == 2
+
+
+def test_a_home_is_found_where_the_shell_leaves_it(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/someone")
+    args = parse_args(["--dataset", "cvusa", "--data-root=~/d", "--save_path=~/x", "--cache=~/c"])
+    assert [str(p) for p in (args.data_root, args.save_path, args.cache)] == [f"/home/someone/{n}" for n in "dxc"]

@@ -34,9 +34,15 @@ def mistakes_told(program, interrupted="interrupted"):
         print(f"{program}: {interrupted() if callable(interrupted) else interrupted}", file=sys.stderr)
         raise SystemExit(130) from None
     try:
-        sys.stdout.flush()
+        if sys.stdout is not None:  # closed by `>&-`
+            sys.stdout.flush()
     except BrokenPipeError:  # all is done
         _drop_output()
+
+
+def on_terminal():
+    """Whether there is someone to see a progress bar."""
+    return sys.stderr is not None and sys.stderr.isatty()  # None: closed by `2>&-`
 
 
 def _drop_output():

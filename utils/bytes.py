@@ -48,8 +48,8 @@ class Bytes(Narrow):
         return self.dim <= LONGEST and self.r.device.type == "cpu" and exact_bytes()
 
     def hold(self):
-        """Convert the whole gallery at once, where it is not too large. Returns whether it is held."""
-        if self.held is None and self.r.rows * self.dim * self.BYTES <= narrow.HELD_BYTES:
+        """Convert the whole gallery at once, where all takes less than 1 GB. Returns whether it is held."""
+        if self.held is None and self.r.rows * self.dim * self.BYTES <= narrow.HELD_BYTES / self.BYTES:
             self.held = [self._gallery(part) for part in self.parts]
         return self.held is not None
 

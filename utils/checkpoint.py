@@ -101,6 +101,8 @@ def load_weights(model, path):
             f"{_some(misshapen)}; give the --arch, --pool and --share that it was trained with{_trained_with(state)}"
         )
     model.load_state_dict(weights)
+    if "state_dict" not in state:
+        return {}
     return {k: v for k, v in state.items() if k not in ("state_dict", *ONLY_TO_RESUME)}
 
 

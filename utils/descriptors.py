@@ -32,6 +32,8 @@ class Descriptors:
             raise DescriptorError(
                 f"{name} have shape {tuple(np.shape(data))}; expected (rows, numbers), none of them 0"
             )
+        if data.dtype.is_complex if isinstance(data, torch.Tensor) else data.dtype.kind not in "fiub":
+            raise DescriptorError(f"{name} are {data.dtype}; expected real numbers")
         self.data, self.device = data, device
         self.rows, self.dim = data.shape
         self.inverse_norm = torch.empty(self.rows, dtype=torch.float64, device=device)
@@ -89,7 +91,7 @@ class Descriptors:
         if isinstance(self.data, torch.Tensor):
             return self.data[rows if isinstance(rows, slice) else rows.to(self.data.device)].to(self.device)
         index = rows if isinstance(rows, slice) else rows.cpu().numpy()
-        return torch.from_numpy(np.array(self.data[index])).to(self.device)
+        return torch.from_numpy(np.array(self.data[index], self.data.dtype.newbyteorder("="))).to(self.device)
 
 
 class Turned:

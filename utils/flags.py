@@ -36,7 +36,7 @@ def _add_data(group):
     group.add_argument(
         "--data-root",
         metavar="DIR",
-        type=Path,
+        type=path,
         help=f"folder of the data set, or one that holds it (default: the environment variable {DATA_VARIABLE})",
     )
     group.add_argument("--cross", action="store_true", help="VIGOR: cross-area split instead of same-area")
@@ -96,7 +96,7 @@ def _add_data(group):
     )
     group.add_argument(
         "--cache",
-        type=Path,
+        type=path,
         metavar="DIR",
         help="keep resized images there, as first read or as scripts/build_cache.py made them, and read them from "
         "there; the pixels stay the same",
@@ -149,7 +149,7 @@ def _add_model(group):
     )
     group.add_argument(
         "--weights",
-        type=Path,
+        type=path,
         metavar="PATH",
         help="weights to evaluate, or to start training from: a checkpoint of this project or of the published release "
         "(default with -e: model_best.pth.tar, else checkpoint.pth.tar, in --save_path)",
@@ -168,18 +168,18 @@ def _add_run(group):
     group.add_argument("-e", "--evaluate", action="store_true", help="evaluate weights instead of training")
     group.add_argument(
         "--descriptors",
-        type=Path,
+        type=path,
         metavar="DIR",
         help="with -e: score the two .npy files that an evaluation left there, without a model",
     )
     group.add_argument(
         "--save_path",
         "--save-path",
-        type=Path,
+        type=path,
         metavar="DIR",
         help="folder of the run's files, made where it is not there (default: result_<dataset>)",
     )
-    group.add_argument("--resume", type=Path, metavar="PATH", help="go on from this checkpoint.pth.tar")
+    group.add_argument("--resume", type=path, metavar="PATH", help="go on from this checkpoint.pth.tar")
     group.add_argument("--epochs", default=200, type=natural, metavar="N", help="epochs in all (default: 200)")
     group.add_argument(
         "--start-epoch",
@@ -264,6 +264,11 @@ def _add_machine(group):
     group.add_argument("--rank", default=-1, type=int, metavar="N", help="number of this node (default: 0)")
     group.add_argument("--dist-url", metavar="URL", help="where processes meet (default: a free port of this node)")
     group.add_argument("--dist-backend", metavar="NAME", help="nccl or gloo (default: nccl with GPUs, else gloo)")
+
+
+def path(text):
+    """A flag's file or folder; `~` is the user's home, also where the shell leaves it (`--flag=~/x`)."""
+    return Path(text).expanduser()
 
 
 def build_parser():

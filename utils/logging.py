@@ -10,16 +10,19 @@ from pathlib import Path
 from tqdm import tqdm
 
 from utils import distributed
+from utils.arguments import on_terminal
 from utils.paper import PUBLISHED_TUPLE
 
 log = logging.getLogger(__name__)
 
 
 class _Screen(logging.StreamHandler):
-    """Lines above a progress bar, not through it."""
+    """Lines above a progress bar, not through it; characters that the screen does not know are escaped."""
 
     def emit(self, record):
-        tqdm.write(self.format(record), file=self.stream)
+        encoding = getattr(self.stream, "encoding", None) or "utf-8"
+        line = self.format(record).encode(encoding, "backslashreplace").decode(encoding)
+        tqdm.write(line, file=self.stream)
 
 
 class _LogFile(logging.FileHandler):
@@ -35,7 +38,7 @@ def start_logging(save_path=None):
     root = logging.getLogger()
     stop_logging()
     level = logging.INFO if distributed.is_main() else logging.WARNING
-    handlers = [_Screen(sys.stdout)]
+    handlers = [_Screen(sys.stdout)] if sys.stdout is not None else []  # closed by `>&-`
     if save_path is not None and distributed.is_main():
         handlers.append(_LogFile(Path(save_path) / "log.txt", encoding="utf-8"))
     for handler in handlers:
@@ -57,7 +60,7 @@ def stop_logging():
 
 def progress_bar(iterable=None, label="", total=None, leave=False):
     """tqdm on rank 0 of a terminal, silent elsewhere."""
-    silent = not (distributed.is_main() and sys.stderr.isatty())
+    silent = not (distributed.is_main() and on_terminal())
     return tqdm(iterable, desc=label, total=total, leave=leave, disable=silent, dynamic_ncols=True)
 
 
@@ -110,7 +113,7 @@ def log_training(args, training, train_set):
         "training: %d pairs of %d places, %d pairs missing, %d batches of %d an epoch",
         len(train_set), sampler.items, train_set.missing, len(sampler), sampler.batch_size,
     )  # fmt: skip
-    if sampler.batch_size != args.batch_size:
+    if sampler.batch_size != args.batch_size and distributed.is_main():
         log.warning(
             "--batch-size %d was lowered to %d: it must divide over %d process(es) and fit the places without a "
             "common tile",

@@ -100,7 +100,7 @@ def rank_queries(
     r = Descriptors(reference, "reference descriptors", device)
     if q.dim != r.dim:
         raise DescriptorError(f"query descriptors have {q.dim} numbers, reference descriptors {r.dim}; expected equal")
-    labels = _check_labels(labels, q.rows, r.rows, "labels", lowest=0)
+    labels = _check_labels(labels, q.rows, r.rows, "labels", lowest=0, ndim=1)
     if rows is not None:
         q, labels = q.part(*rows), labels[slice(*rows)]
         semi_positives = None if semi_positives is None else semi_positives[slice(*rows)]
@@ -109,7 +109,7 @@ def rank_queries(
     positive = exact_similarity(q, r, every, labels)
     thresholds, semi = [positive], None
     if semi_positives is not None:
-        semi = _check_labels(semi_positives, q.rows, r.rows, "semi-positives", lowest=-1).to(device)
+        semi = _check_labels(semi_positives, q.rows, r.rows, "semi-positives", lowest=-1, ndim=2).to(device)
         semi = _covering_similarity(q, r, positive, labels, semi)
         thresholds.append(semi.amax(dim=1))
     if near is not None:
@@ -150,14 +150,18 @@ def _numpy(tensor):
     return None if tensor is None else tensor.cpu().numpy()
 
 
-def _check_labels(labels, queries, gallery, name, lowest):
-    labels = torch.as_tensor(np.asarray(labels.cpu() if isinstance(labels, torch.Tensor) else labels))
+def _check_labels(labels, queries, gallery, name, lowest, ndim):
+    labels = np.asarray(labels.cpu() if isinstance(labels, torch.Tensor) else labels)
+    labels = torch.from_numpy(labels.astype(labels.dtype.newbyteorder("="), order="C"))
+    if labels.ndim != ndim:
+        expected = "(queries,)" if ndim == 1 else "(queries, some)"
+        raise DescriptorError(f"{name} have shape {tuple(labels.shape)}; expected {expected}")
     if labels.dtype.is_floating_point or labels.dtype == torch.bool:
         raise DescriptorError(f"{name} are {labels.dtype}; expected whole numbers, rows of the gallery")
     if len(labels) != queries:
         raise DescriptorError(f"there are {len(labels)} {name} for {queries} queries; expected one row each")
     labels = labels.long()
-    if len(labels) and not (lowest <= int(labels.min()) and int(labels.max()) < gallery):
+    if labels.numel() and not (lowest <= int(labels.min()) and int(labels.max()) < gallery):
         raise DescriptorError(
             f"{name} run from {int(labels.min())} to {int(labels.max())}; expected rows of the gallery of {gallery}"
         )

@@ -14,10 +14,10 @@ KEPT = (
     "learn_temperature", "ema",
 )  # fmt: skip
 # What it can change, and an evaluation the first of them, but hardly without knowing.
-SEEN = ("cross", "vigor_cities", "vigor_labels", "fov", "orientation", "ground_size", "aerial_size")
+SEEN = ("cross", "vigor_cities", "vigor_labels", "fov", "orientation", "ground_size", "aerial_size", "fast_decode")
 RECIPE = (
     "lr", "cos", "schedule", "batch_size", "loss", "alpha", "tuple_size", "gather", "label_smoothing", "mining",
-    "coordinate_mining", "vigor_guard", "augment", "colour_jitter", "patch_dropout", "amp",
+    "coordinate_mining", "vigor_guard", "augment", "colour_jitter", "patch_dropout", "amp", "tf32", "seed",
 )  # fmt: skip
 
 WHOLE = {"epoch", "state_dict", "best_acc1", "optimizer", "sampler"}  # what a checkpoint holds that can be resumed
@@ -213,7 +213,8 @@ def changed_options(args, state):
     """Sentences on the options of a resumed training, or of an evaluation, that differ from those of the checkpoint."""
     stored = stored_args(state)
     sentences = []
-    for name in (*SEEN, *(RECIPE if args.resume else ())):
+    recipe = (*RECIPE, *(["epochs"] if args.cos else [])) if args.resume else ()
+    for name in (*SEEN, *recipe):
         if name not in stored or (name.startswith(("cross", "vigor")) and stored.get("dataset") != args.dataset):
             continue
         now, then = _effective(name, vars(args)), _effective(name, stored)

@@ -1,10 +1,12 @@
 """The files of a run in --save_path, named once."""
 
+import fcntl
 import json
 import math
+import os
 import shutil
 import zipfile
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +36,7 @@ class RunFiles:
         self.metrics = self.folder / "metrics.json"
         self.history = self.folder / "metrics.jsonl"
         self.args = self.folder / "args.json"
+        self._lock = None
 
     def weights_to_evaluate(self, given=None):
         """The file to evaluate: the one given, else the best model, else the last checkpoint of the folder.
@@ -72,14 +75,18 @@ class RunFiles:
         except (OSError, ValueError, TypeError) as error:
             raise UserError(f"{path} cannot be read ({error}); evaluate again, or give a whole folder") from error
 
-    def open(self, fresh):
+    def open(self, fresh, alone=False):
         """Make the folder; with `fresh`, move the files of an earlier run to previous-1, previous-2, ...
 
+        With `alone`, other trainings are kept out until `close`.
+
         Raises:
-            UserError: the folder cannot be made or written to.
+            UserError: the folder cannot be made or written to, or another training writes there.
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            if alone:
+                self._keep_others_out()
             probe = self.folder / ".writable"
             probe.touch()
             probe.unlink()
@@ -87,6 +94,26 @@ class RunFiles:
                 self._set_aside((*WRITTEN_BY_TRAINING, *DESCRIPTOR_FILES))
         except OSError as error:
             raise UserError(f"--save_path {self.folder} cannot be written to ({error}); give another folder") from error
+
+    def _keep_others_out(self):
+        self._lock = os.open(self.folder, os.O_RDONLY)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.close()
+            raise UserError(
+                f"--save_path {self.folder} is in use by another training; give another folder, or wait for its end"
+            ) from None
+        except OSError:  # a file system without locks
+            self.close()
+
+    def close(self):
+        """Let others in again."""
+        if self._lock is not None:
+            with suppress(OSError):
+                fcntl.flock(self._lock, fcntl.LOCK_UN)  # for loader processes, which share it, too
+            os.close(self._lock)
+            self._lock = None
 
     def set_evaluation_aside(self):
         """Move descriptors, and the metrics that belong to them, to previous-N: other metrics are about to come."""
