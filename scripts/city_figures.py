@@ -15,10 +15,10 @@ from PIL import Image, ImageDraw, ImageFont
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dataset.city import City, region_raster, render_aerial, write_city
-from dataset.city.plan import PANORAMA
+from dataset.city.layouts import METRES_PER_PIXEL, PIXELS, STEP, Grid, choose_panoramas, same_area_split
 from dataset.city.style import VIGOR_STYLES
-from dataset.city.vigor import METRES_PER_PIXEL, PIXELS, STEP, choose_panoramas, make_grid
-from utils.arguments import Parser, mistakes_told, natural
+from scripts.common import make_folder
+from utils.options import Parser, handle_errors, natural
 
 HEIGHT, GAP, TITLE = 164, 6, 30  # pixels, on the page of pairs
 GROUND_WIDTH = HEIGHT * 1232 // 224
@@ -60,14 +60,8 @@ def draw_pair(ground, aerial, at):
         draw.line((x - 6, y, x + 6, y), colour, width)
         draw.line((x, y - 6, x, y + 6), colour, width)
     for k, letter in enumerate("SWNE"):
-        draw.text(
-            (k * GROUND_WIDTH / 4 + 3, 2),
-            letter,
-            "white",
-            ImageFont.load_default(14),
-            stroke_width=1,
-            stroke_fill="black",
-        )
+        corner, font = (k * GROUND_WIDTH / 4 + 3, 2), ImageFont.load_default(14)
+        draw.text(corner, letter, "white", font, stroke_width=1, stroke_fill="black")
     return row
 
 
@@ -87,15 +81,16 @@ def draw_pairs(seed):
 
 def draw_map(seed, index, tiles=196, panoramas=200, size=1400):
     """A VIGOR city from above: its panoramas (train blue, test orange), the tiles' grid, one label drawn out."""
-    style = VIGOR_STYLES[index]
-    city, grid = City(seed, index + 1, style), make_grid(style, tiles)
+    city, grid = City(seed, index + 1, VIGOR_STYLES[index]), Grid(VIGOR_STYLES[index], tiles)
     chosen = choose_panoramas(city, grid, panoramas)
-    side = (grid.columns - 1) * STEP + PIXELS * METRES_PER_PIXEL
-    middle = (grid.columns - 1) * STEP / 2
-    raster = region_raster(city, (middle - side / 2, middle - side / 2, middle + side / 2, middle + side / 2), 0.25)
+    middle, side = (grid.columns - 1) * STEP / 2, (grid.columns - 1) * STEP + PIXELS * METRES_PER_PIXEL
+    low, high = middle - side / 2, middle + side / 2
+    raster = region_raster(city, (low, low, high, high), 0.25)
     image = Image.fromarray(render_aerial(raster, middle, middle, side, size, np.random.default_rng(seed + 5)))
     draw = ImageDraw.Draw(image, "RGBA")
-    place = lambda x, y: ((x - middle + side / 2) * size / side, (middle + side / 2 - y) * size / side)  # noqa: E731
+
+    def place(x, y):
+        return (x - low) * size / side, (high - y) * size / side
 
     def frame(k, colour, width):
         half = PIXELS / 2 * METRES_PER_PIXEL
@@ -108,11 +103,10 @@ def draw_map(seed, index, tiles=196, panoramas=200, size=1400):
     for k in shown.tiles[1:]:
         frame(k, (60, 220, 90, 255), 3)
     frame(shown.tiles[0], (235, 30, 40, 255), 4)
-    train = city.rng(PANORAMA, 1, 0).permutation(len(chosen))[: (len(chosen) + 1) // 2]
-    for n, panorama in enumerate(chosen):
+    for panorama, split in zip(chosen, same_area_split(city, len(chosen)), strict=True):
         x, y = place(panorama.x, panorama.y)
         radius = 9 if panorama is shown else 5
-        colour = (40, 120, 255, 255) if n in set(train.tolist()) else (255, 150, 20, 255)
+        colour = (40, 120, 255, 255) if split == "train" else (255, 150, 20, 255)
         draw.ellipse((x - radius, y - radius, x + radius, y + radius), colour, "white", 2)
     return image
 
@@ -123,11 +117,11 @@ def main(argv=None):
     parser.add_argument("--seed", type=natural, default=0)
     args = parser.parse_args(argv)
     out = Path(args.out)
-    with mistakes_told("city_figures.py"):
-        out.mkdir(parents=True, exist_ok=True)
+    with handle_errors("city_figures.py"):
+        make_folder(out)
         draw_pairs(args.seed).save(out / "city_pairs.jpg", quality=88)
         draw_map(args.seed, index=1).save(out / "city_map.jpg", quality=85)
-    print(f"Wrote {out / 'city_pairs.jpg'} and {out / 'city_map.jpg'}.")
+        print(f"Wrote {out / 'city_pairs.jpg'} and {out / 'city_map.jpg'}.")
 
 
 if __name__ == "__main__":

@@ -3,15 +3,13 @@
 import numpy as np
 from PIL import Image
 
-from .film import TEXTURE, cast_shadows, develop, draw_exposure
-from .raster import albedo_tables, crown_colours
+from .film import TEXTURE, cast_shadows, develop, draw_exposure, draw_traffic
 from .style import SURFACE
-from .traffic import draw_traffic
 
 SHADOW_REACH = 32.0  # metres
 
 
-def render_aerial(raster, x, y, side, size, rng, from_north=False, traffic=True):
+def render_aerial(raster, x, y, side, size, rng, from_north=False):
     """Picture of a square of the map.
 
     Args:
@@ -24,19 +22,15 @@ def render_aerial(raster, x, y, side, size, rng, from_north=False, traffic=True)
     """
     light = draw_exposure(rng, "aerial", from_north)
     view = raster.window(x, y, side / 2 + SHADOW_REACH + 1)
-    if traffic:
-        view.add(draw_traffic(view, (x, y), side / 2 + 2, rng, keep_clear=0))
+    view.add(draw_traffic(view, x, y, side / 2 + 2, rng, keep_clear=0))
     # Heights count beyond the picture, for their shadows; colours only in it.
     n = int(SHADOW_REACH / view.cell)
     top = np.maximum(view.height, view.canopy).astype(np.float32) / 100
     shadow = cast_shadows(top, view.cell, light.sun, SHADOW_REACH)[n:-n, n:-n]
     gx = (top[n:-n, n + 1 : 1 - n] - top[n:-n, n - 1 : -n - 1]) / (2 * view.cell)
     gy = (top[n - 1 : -n - 1, n:-n] - top[n + 1 : 1 - n, n:-n]) / (2 * view.cell)  # rows run south
-    np.clip(gx, -1.2, 1.2, out=gx)
-    np.clip(gy, -1.2, 1.2, out=gy)
-    sun = light.sun
-    lit = (sun[2] - gx * sun[0] - gy * sun[1]) / (np.sqrt(1 + gx * gx + gy * gy) * sun[2])
-    np.clip(lit, 0, 1.6, out=lit)
+    gx, gy, sun = np.clip(gx, -1.2, 1.2), np.clip(gy, -1.2, 1.2), light.sun
+    lit = np.clip((sun[2] - gx * sun[0] - gy * sun[1]) / (np.sqrt(1 + gx * gx + gy * gy) * sun[2]), 0, 1.6)
     lit[shadow] = 0
     view = view.window(x, y, side / 2 + 1)
     lit = lit[: view.height.shape[0], : view.height.shape[1]]
@@ -56,14 +50,14 @@ def render_aerial(raster, x, y, side, size, rng, from_north=False, traffic=True)
 
 def _albedo(view, light):
     """Colour (H, W, 3) of what is seen from above, before light falls on it."""
-    colour = albedo_tables(light.season)[view.surface]
+    colour = light.albedo()[view.surface]
     rows, cols = view.surface.shape
-    u = ((view.west + np.arange(cols) * view.cell) * 4).astype(np.int64) & 511
+    u = ((view.west + np.arange(cols) * view.cell) * 4).astype(np.int64) & 511  # four texels per metre
     v = ((view.north - np.arange(rows) * view.cell) * 4).astype(np.int64) & 511
     colour *= (0.82 + 0.36 * TEXTURE[np.ix_(v, u)])[..., None]
     roofs = view.surface == SURFACE["roof"]
     colour[roofs] = view.buildings[view.owner[roofs] - 1][:, 11:14]
     crowns = view.crown > 0
     speckle = TEXTURE[np.ix_((3 * v) & 511, (3 * u) & 511)][crowns]
-    colour[crowns] = crown_colours(view.trees, light.season)[view.crown[crowns] - 1] * (0.7 + 0.6 * speckle)[:, None]
+    colour[crowns] = light.crown_colours(view.trees)[view.crown[crowns] - 1] * (0.7 + 0.6 * speckle)[:, None]
     return colour

@@ -1,8 +1,14 @@
-"""Light and camera of one exposure: sun, season, white balance, noise; drawn anew for each view."""
+"""What is new in every exposure: light, season, camera and grain, and the cars and people that happen to be there.
+
+The two views of a place were never taken at the same moment, so each draws all of it anew.
+"""
 
 from dataclasses import dataclass
 
 import numpy as np
+
+from .blocks import CAR, PERSON, Building
+from .style import CARS, DRYING, SPECIES, SURFACES
 
 
 @dataclass(frozen=True)
@@ -22,11 +28,22 @@ class Exposure:
     @property
     def sun(self):
         """Unit vector (east, north, up) towards the sun."""
-        c = np.cos(self.sun_altitude)
-        return np.array(
-            [c * np.sin(self.sun_azimuth), c * np.cos(self.sun_azimuth), np.sin(self.sun_altitude)],
-            np.float32,
-        )
+        c, azimuth = np.cos(self.sun_altitude), self.sun_azimuth
+        return np.array([c * np.sin(azimuth), c * np.cos(azimuth), np.sin(self.sun_altitude)], np.float32)
+
+    def albedo(self):
+        """Colour (surfaces, 3) of the surfaces in this season."""
+        lush = np.array(list(SURFACES.values()), np.float32) / 255
+        dry = lush.mean(1, keepdims=True) * np.array([1.3, 1.08, 0.68], np.float32)
+        share = (self.season * 0.75 * np.array([DRYING.get(name, 0) for name in SURFACES], np.float32))[:, None]
+        return ((1 - share) * lush + share * dry).astype(np.float32)
+
+    def crown_colours(self, trees):
+        """Colour (trees, 3) of crowns in this season."""
+        leaf, autumn = (np.array([s[k] for s in SPECIES], np.float32) / 255 for k in (0, 1))
+        species = trees[:, 4].astype(int)
+        colour = (1 - self.season) * leaf[species] + self.season * autumn[species]
+        return np.clip(colour * (1 + trees[:, 5:6]), 0, 1)
 
 
 def draw_exposure(rng, view, from_north=False):
@@ -36,44 +53,38 @@ def draw_exposure(rng, view, from_north=False):
         view: "ground" or "aerial": aerial flights choose clearer days.
         from_north: the sun stands in the north at noon (southern hemisphere).
     """
+    aerial = view == "aerial"
     azimuth = rng.uniform(np.pi * 0.55, np.pi * 1.45) + (np.pi if from_north else 0.0)
     altitude = np.deg2rad(rng.uniform(28, 68))
-    direct = rng.uniform(0.35, 0.65) if view == "aerial" else rng.uniform(0.1, 0.6)
+    direct = rng.uniform(0.35, 0.65) if aerial else rng.uniform(0.1, 0.6)
     season = float(np.clip(rng.beta(1.3, 1.6), 0, 1))
-    balance = np.exp(rng.normal(0, 0.055, 3))
-    warmth = rng.normal(0, 0.06)
+    balance, warmth = np.exp(rng.normal(0, 0.055, 3)), rng.normal(0, 0.06)
     gain = rng.uniform(0.75, 1.3) * balance * np.array([1 + warmth, 1, 1 - warmth])
-    return Exposure(
-        float(azimuth % (2 * np.pi)), float(altitude), float(direct), season, gain.astype(np.float32),
-        float(rng.uniform(0.8, 1.2)), float(rng.uniform(0.65, 1.25)),
-        float(rng.uniform(0, 0.16) if view == "aerial" else rng.uniform(0.0008, 0.005)),
-        float(rng.uniform(0.008, 0.03)),
-    )  # fmt: skip
+    gamma, saturation = rng.uniform(0.8, 1.2), rng.uniform(0.65, 1.25)
+    haze = rng.uniform(0, 0.16) if aerial else rng.uniform(0.0008, 0.005)
+    light = float(azimuth % (2 * np.pi)), float(altitude), direct, season
+    return Exposure(*light, gain.astype(np.float32), gamma, saturation, haze, noise=rng.uniform(0.008, 0.03))
 
 
 _GRAIN = np.random.default_rng(11).standard_normal(1 << 20).astype(np.float32)
 
 
 def develop(linear, exposure, rng):
-    """Turn light (H, W, 3) into an 8-bit image: gain, saturation, gamma, grain.
-
-    The array is used up.
-    """
+    """Turn light (H, W, 3) into an 8-bit image: gain, saturation, gamma, grain. The array is overwritten."""
     linear *= exposure.gain
     grey = ((linear[..., 0] + linear[..., 1] + linear[..., 2]) / 3)[..., None]
     linear -= grey
     linear *= exposure.saturation
     linear += grey
     np.clip(linear, 0.001, None, out=linear)
-    # A shoulder keeps bright walls from clipping; the table stands for one power per pixel.
+    # A shoulder keeps bright walls from clipping; a table of 4,096 levels is faster than a power per pixel.
     levels = np.minimum(linear * (4095 / 2.0), 4095).astype(np.uint16)
     x = np.linspace(0, 2, 4096)
     x = np.where(x < 0.7, x, 0.7 + 0.3 * np.tanh((x - 0.7) / 0.3 * 0.8))
-    table = (x**exposure.gamma).astype(np.float32)
-    out = table[levels]
-    line, start = out.reshape(-1), int(rng.integers(_GRAIN.size // 2))
-    for k in range(0, line.size, _GRAIN.size // 2):
-        part = line[k : k + _GRAIN.size // 2]
+    out = (x**exposure.gamma).astype(np.float32)[levels]
+    line, start, half = out.reshape(-1), int(rng.integers(_GRAIN.size // 2)), _GRAIN.size // 2
+    for k in range(0, line.size, half):
+        part = line[k : k + half]
         part += exposure.noise * _GRAIN[start : start + part.size]
     out *= 255
     return np.clip(out, 0, 255, out=out).astype(np.uint8)
@@ -98,20 +109,13 @@ TEXTURE = fractal_noise(512, (4, 8, 16, 32, 64, 128, 256), 3)  # of the ground, 
 CLOUDS = fractal_noise(512, (3, 6, 12, 24, 48, 96), 5)
 
 
-def texture_at(x, y, per_metre=4.0):
-    """Ground texture around 1.0 at world positions (arrays of the same shape)."""
-    u = (x * per_metre).astype(np.int32) & 511
-    v = (y * per_metre).astype(np.int32) & 511
-    return 0.82 + 0.36 * TEXTURE.ravel()[(v << 9) + u]
-
-
 def cast_shadows(top, cell, sun, reach, receiver=None):
     """Where the sun is hidden, bool (H, W).
 
     Args:
         top: heights in metres (H, W), rows from north to south.
         cell: metres; sun: unit vector (east, north, up); reach: longest shadow in metres.
-        receiver: heights the light falls on, `top` itself unless given.
+        receiver: heights the light falls on (default: `top` itself).
     """
     flat = max(float(np.hypot(sun[0], sun[1])), 1e-3)
     east, north, fall = sun[0] / flat, sun[1] / flat, sun[2] / flat
@@ -127,3 +131,44 @@ def cast_shadows(top, cell, sun, reach, receiver=None):
         ceiling[a] = np.maximum(ceiling[a], lifted)
         n *= 2
     return ceiling > (top if receiver is None else receiver) + np.float32(0.15)
+
+
+def draw_traffic(raster, x, y, reach, rng, keep_clear=6.0):
+    """Cars on slots and lanes and people on sidewalks within `reach` metres of (x, y): a list of buildings."""
+    found = []
+
+    def add_car(px, py, angle):
+        colour = tuple(np.array(CARS[rng.integers(len(CARS))], np.float32) / 255 * rng.uniform(0.85, 1.1))
+        size = rng.uniform(1.9, 2.4), rng.uniform(0.85, 1.0)
+        found.append(Building(px, py, *size, angle, 1.5, 1.5, colour, colour, CAR))
+
+    def near(px, py):
+        dx, dy = px - x, py - y
+        return abs(dx) < reach and abs(dy) < reach and np.hypot(dx, dy) > keep_clear
+
+    for px, py, angle in raster.slots[(np.abs(raster.slots[:, :2] - (x, y)) < reach).all(1)]:
+        if rng.random() < 0.45 and near(px, py):
+            add_car(px, py, angle + rng.normal(0, 0.04))
+    for line, half in raster.lanes:
+        if (np.abs(line[len(line) // 2] - (x, y)) > reach + 60).any():
+            continue
+        for _ in range(rng.poisson(0.5 + 0.12 * half)):
+            px, py, angle = _beside(line, rng.uniform(0.15, 0.85), (half * 0.5) * (2 * rng.integers(2) - 1))
+            if near(px, py):
+                add_car(px, py, angle)
+        for _ in range(rng.poisson(0.7)):
+            px, py, angle = _beside(line, rng.uniform(0.1, 0.9), (half + 1.2) * (2 * rng.integers(2) - 1))
+            if near(px, py):
+                shirt = tuple(rng.uniform(0.1, 0.85, 3))
+                found.append(Building(px, py, 0.3, 0.3, angle, 1.7, 1.7, shirt, shirt, PERSON))
+    return found
+
+
+def _beside(line, t, offset):
+    """Position and heading at the share t of a polyline, `offset` metres to its left."""
+    at = t * (len(line) - 1)
+    k = min(int(at), len(line) - 2)
+    step = line[k + 1] - line[k]
+    d = step / max(np.hypot(*step), 1e-6)
+    p = line[k] + (at - k) * step + offset * np.array([-d[1], d[0]])
+    return p[0], p[1], float(np.arctan2(d[1], d[0]))

@@ -1,115 +1,54 @@
-"""What distinguishes one city from another, and the surfaces a map is made of."""
+"""What a city is made of (surfaces, walls, roofs, cars, trees), and the traits that tell one city from another."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
-import numpy as np
-
-# Surface ids of the map raster and their albedo. Order fixes the id.
-_SURFACES = [
-    ("asphalt_dark", (72, 73, 78)),
-    ("asphalt_light", (128, 127, 126)),
-    ("asphalt_brown", (104, 96, 88)),
-    ("sidewalk", (178, 174, 166)),
-    ("paving_red", (166, 104, 84)),
-    ("paving_tan", (196, 176, 142)),
-    ("gravel", (160, 150, 134)),
-    ("lawn_lush", (84, 132, 52)),
-    ("lawn", (112, 140, 70)),
-    ("lawn_dry", (164, 154, 92)),
-    ("meadow", (136, 140, 74)),
-    ("soil", (124, 92, 66)),
-    ("crop", (150, 160, 62)),
-    ("wood_floor", (86, 84, 50)),
-    ("water", (58, 88, 104)),
-    ("pool", (92, 190, 208)),
-    ("sand", (218, 200, 152)),
-    ("court_green", (52, 122, 88)),
-    ("court_red", (172, 76, 60)),
-    ("court_blue", (58, 100, 162)),
-    ("mark_white", (228, 228, 224)),
-    ("mark_yellow", (220, 176, 62)),
-    ("hedge", (62, 98, 44)),
-    ("roof", (150, 150, 150)),
-]
-SURFACE = {name: index for index, (name, _) in enumerate(_SURFACES)}
-ALBEDO = np.array([rgb for _, rgb in _SURFACES], np.float32) / 255  # (surfaces, 3)
-# How much of the yearly drying-out each surface takes part in.
-SEASONAL = np.zeros(len(_SURFACES), np.float32)
-for _name, _share in (
-    ("lawn_lush", 0.6),
-    ("lawn", 0.9),
-    ("lawn_dry", 0.5),
-    ("meadow", 0.9),
-    ("crop", 0.8),
-    ("hedge", 0.3),
-):
-    SEASONAL[SURFACE[_name]] = _share
-
+# Colours are 8-bit RGB. The order of the surfaces is their id on the map.
+SURFACES = {
+    "asphalt_dark": (72, 73, 78), "asphalt_light": (128, 127, 126), "asphalt_brown": (104, 96, 88),
+    "sidewalk": (178, 174, 166), "paving_red": (166, 104, 84), "paving_tan": (196, 176, 142),
+    "gravel": (160, 150, 134), "lawn_lush": (84, 132, 52), "lawn": (112, 140, 70), "lawn_dry": (164, 154, 92),
+    "meadow": (136, 140, 74), "soil": (124, 92, 66), "crop": (150, 160, 62), "wood_floor": (86, 84, 50),
+    "water": (58, 88, 104), "pool": (92, 190, 208), "sand": (218, 200, 152), "court_green": (52, 122, 88),
+    "court_red": (172, 76, 60), "court_blue": (58, 100, 162), "mark_white": (228, 228, 224),
+    "mark_yellow": (220, 176, 62), "hedge": (62, 98, 44), "roof": (150, 150, 150),
+}  # fmt: skip
+DRYING = {"lawn_lush": 0.6, "lawn": 0.9, "lawn_dry": 0.5, "meadow": 0.9, "crop": 0.8, "hedge": 0.3}  # share, in autumn
+SURFACE = {name: index for index, name in enumerate(SURFACES)}
 WALLS = {
-    "white": (226, 224, 216),
-    "cream": (222, 206, 168),
-    "brick": (158, 82, 62),
-    "brown": (124, 92, 70),
-    "ochre": (208, 162, 78),
-    "blue": (122, 150, 182),
-    "sage": (146, 166, 128),
-    "rose": (206, 146, 134),
-    "grey": (156, 158, 160),
-    "slate": (88, 94, 104),
-    "teal": (92, 146, 146),
-    "glass": (110, 136, 160),
-}
+    "white": (226, 224, 216), "cream": (222, 206, 168), "brick": (158, 82, 62), "brown": (124, 92, 70),
+    "ochre": (208, 162, 78), "blue": (122, 150, 182), "sage": (146, 166, 128), "rose": (206, 146, 134),
+    "grey": (156, 158, 160), "slate": (88, 94, 104), "teal": (92, 146, 146), "glass": (110, 136, 160),
+}  # fmt: skip
 ROOFS = {
-    "tile": (168, 84, 58),
-    "slate": (84, 88, 98),
-    "brown": (112, 86, 68),
-    "grey": (148, 148, 146),
-    "white": (216, 216, 210),
-    "green": (96, 124, 102),
-    "tar": (66, 64, 64),
-    "tan": (186, 162, 126),
+    "tile": (168, 84, 58), "slate": (84, 88, 98), "brown": (112, 86, 68), "grey": (148, 148, 146),
+    "white": (216, 216, 210), "green": (96, 124, 102), "tar": (66, 64, 64), "tan": (186, 162, 126),
     "blue": (94, 120, 152),
-}
-CARS = (
-    np.array(
-        [
-            (226, 226, 226),
-            (40, 42, 46),
-            (128, 132, 136),
-            (168, 40, 38),
-            (42, 76, 140),
-            (186, 184, 176),
-            (88, 100, 82),
-        ],
-        np.float32,
-    )
-    / 255
-)
+}  # fmt: skip
+CARS = [
+    (226, 226, 226), (40, 42, 46), (128, 132, 136), (168, 40, 38), (42, 76, 140), (186, 184, 176), (88, 100, 82),
+]  # fmt: skip
+ROUND, CONE, COLUMN = range(3)  # shapes of a tree's crown
 
-# Tree species: crown in leaf, in autumn, shape (0 round, 1 cone, 2 column), height range in metres.
+
+class Species(NamedTuple):
+    """A kind of tree: colours of its crown in leaf and in autumn, the crown's shape, heights in metres."""
+
+    leaf: tuple
+    autumn: tuple
+    shape: int
+    heights: tuple
+
+
 SPECIES = [
-    ("oak", (70, 106, 44), (158, 116, 52), 0, (7, 13)),
-    ("maple", (88, 118, 50), (188, 78, 42), 0, (6, 11)),
-    ("spruce", (42, 74, 54), (44, 74, 54), 1, (8, 17)),
-    ("poplar", (104, 130, 60), (196, 168, 70), 2, (10, 17)),
-    ("copper", (104, 52, 56), (112, 54, 48), 0, (5, 9)),
-    ("olive", (130, 144, 104), (134, 140, 98), 0, (4, 7)),
-    ("birch", (136, 156, 74), (210, 180, 72), 0, (7, 12)),
+    Species((70, 106, 44), (158, 116, 52), ROUND, (7, 13)),  # oak
+    Species((88, 118, 50), (188, 78, 42), ROUND, (6, 11)),  # maple
+    Species((42, 74, 54), (44, 74, 54), CONE, (8, 17)),  # spruce
+    Species((104, 130, 60), (196, 168, 70), COLUMN, (10, 17)),  # poplar
+    Species((104, 52, 56), (112, 54, 48), ROUND, (5, 9)),  # copper beech
+    Species((130, 144, 104), (134, 140, 98), ROUND, (4, 7)),  # olive
+    Species((136, 156, 74), (210, 180, 72), ROUND, (7, 12)),  # birch
 ]
-
-BLOCK_KINDS = (
-    "houses",
-    "rows",
-    "towers",
-    "halls",
-    "park",
-    "school",
-    "store",
-    "square",
-    "lake",
-    "field",
-    "wood",
-)
 
 
 @dataclass(frozen=True)
@@ -127,10 +66,10 @@ class Style:
     pitched: float = 0.75  # share of small buildings with a pitched roof
     walls: tuple = tuple(WALLS)
     roofs: tuple = tuple(ROOFS)
-    species: tuple = (4, 3, 3, 1, 1, 1, 2)
+    species: tuple = (4, 3, 3, 1, 1, 1, 2)  # weights, in the order of SPECIES
     lawns: tuple = ("lawn_lush", "lawn", "lawn", "lawn_dry")
     walkway: str = "sidewalk"
-    weights: tuple = (9, 4, 2, 3, 3, 1.5, 2.5, 1.5, 1.2, 2, 1.2)  # in the order of BLOCK_KINDS
+    weights: tuple = (9, 4, 2, 3, 3, 1.5, 2.5, 1.5, 1.2, 2, 1.2)  # of the kinds of blocks, in the order of blocks.FILL
     sun_from_north: bool = False  # southern hemisphere
     latitude: float = 40.0  # of the map's origin, degrees
     longitude: float = -90.0
