@@ -30,7 +30,7 @@ SOFT_TRIPLET_ALPHA = 20.0  # TransGeo's soft-margin triplet, the loss WBL is com
 MINING_POOL = 40_000  # items that one epoch's hard negatives are drawn from
 MINING_NEIGHBOURS = 100  # hard candidates kept per item
 
-# Two processes, each taking the loss over its own half of the batch (see README, "Faithful to the paper").
+# Two processes, each taking the loss over its own half of the batch (see docs/faithful.md).
 PUBLISHED_TUPLE = {"cvusa": 16, "cvact": 16, "vigor": 8}
 
 TRANSGEO_ARCH = "deit_small_distilled_patch16_224"  # TransGeo's stage 1, on which FRM and WBL were tried as well
