@@ -3,9 +3,13 @@
 import torch
 import torch.nn.functional as F
 
-from dataset.neighbours import UnitRows, nearest_rows
-from utils.errors import UserError
+from utils.logging import progress_bar
+from utils.options import UserError
 from utils.paper import MINING_NEIGHBOURS, MINING_POOL
+from utils.ranking import narrow_dtype
+
+ANCHORS = 512  # compared with the whole pool at once
+ROWS = 4096  # of the pool, converted at once
 
 
 class DescriptorMemory:
@@ -22,17 +26,21 @@ class DescriptorMemory:
 
     @torch.no_grad()
     def update(self, items, ground, aerial):
-        """Store (n, dim) descriptors, un-normalised, of the (n,) items; no item twice in one call."""
+        """Store (n, dim) descriptors, un-normalised, of the (n,) items; of equal items the last."""
+        items = items.to(self.seen.device)
+        ordered, order = items.sort(stable=True)
+        last = order[torch.searchsorted(ordered, items, right=True) - 1]  # equal items write equal rows, in any order
         for memory, rows in ((self.ground, ground), (self.aerial, aerial)):
-            memory.index_copy_(0, items, F.normalize(rows.float(), dim=1).to(memory.device))
+            memory.index_copy_(0, items, F.normalize(rows.to(memory.device, memory.dtype), dim=1)[last])
         self.seen[items] = True
 
     @torch.no_grad()
     def hard_negatives(self, anchors, generator, pool_size=MINING_POOL, neighbours=MINING_NEIGHBOURS):
         """For each anchor the pool's items whose aerial descriptors are most similar to its ground descriptor.
 
-        The pool is a random draw of `pool_size` of the items seen so far. Similarities are formed block by block
-        (`nearest_rows`), so memory is the lists, a block, and at most the pool in bfloat16.
+        The pool is a random draw of `pool_size` of the items seen so far. Similarities are compared in bfloat16, less
+        those with the pool's mean (one number for each anchor, which leaves its order as it is): nearly all of the
+        exact items are found. Memory is the pool in bfloat16 and the similarities of 512 anchors.
 
         Args:
             anchors: (n,) int64 item numbers, all seen.  generator: NumPy generator of the draw.
@@ -41,14 +49,22 @@ class DescriptorMemory:
             (n, min(neighbours, pool)) int64 items, most similar first, on the CPU. The anchor itself is among them
             where it is in the pool.
         """
-        seen = self.seen.nonzero().squeeze(1).cpu().numpy()
-        whole = len(seen) == len(self.seen) <= pool_size
-        if len(seen) > pool_size:
-            seen = generator.choice(seen, pool_size, replace=False)
-        pool = torch.from_numpy(seen).to(self.aerial.device)
-        rows = UnitRows(self.aerial, None if whole else pool)
-        found = nearest_rows(UnitRows(self.ground, anchors.to(pool.device)), rows, min(neighbours, len(pool)))
-        return pool[found].cpu()
+        device = self.aerial.device
+        pool = self.seen.nonzero().squeeze(1).cpu().numpy()
+        if len(pool) > pool_size:
+            pool = generator.choice(pool, pool_size, replace=False)
+        pool = torch.from_numpy(pool).to(device)
+        mean = sum(self.aerial[rows].sum(dim=0) for rows in pool.split(ROWS)) / len(pool)
+        centred = torch.empty(len(pool), len(mean), dtype=torch.bfloat16, device=device)
+        for own, rows in zip(centred.split(ROWS), pool.split(ROWS), strict=True):
+            own.copy_(self.aerial[rows] - mean)
+        dtype = narrow_dtype(device) or torch.float32
+        found = []
+        for rows in progress_bar(anchors.split(ANCHORS), "mining"):
+            ground = self.ground[rows.to(device)].to(dtype)
+            similarity = torch.cat([ground @ part.to(dtype).T for part in centred.split(ROWS)], dim=1)
+            found.append(pool[similarity.topk(min(neighbours, len(pool)), dim=1).indices].cpu())
+        return torch.cat(found)
 
     def state_dict(self):
         return {"ground": self.ground.cpu(), "aerial": self.aerial.cpu(), "seen": self.seen.cpu()}

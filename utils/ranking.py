@@ -1,205 +1,234 @@
-"""How many gallery items are more similar than a threshold: exact counts from fast blocks.
+"""Exact comparisons of similarities with thresholds, from fast blocks.
 
-A block of similarities is formed in 8-bit or 16-bit integers, bfloat16 or float32. A comparison that lies further from
-its threshold than the block's error bound is decided; the others are made again one by one, in float32 where they are
-many (on a CPU), and the last few in float64. Every way gives the float64 counts.
+A block is formed in bfloat16 where the device has instructions for it, else in float32. A comparison that lies further
+from its threshold than the block's error bound is decided; the others are made again one by one in float64. Where they
+are too many, the block is formed in the next wider format. The results are those of float64.
 """
 
-import warnings
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
+import numpy as np
 import torch
 
-from utils.bytes import Bytes, Words
-from utils.descriptors import exact_similarity, rounding
-from utils.halves import Halves
-from utils.narrow import Block, count_true, faster_formats, full_precision, slices
+from utils.options import UserError
 
-CHUNK = 4096  # queries in one block
-COLUMNS = 2048  # gallery items in one block
-DEPTH = 384  # products summed at a time in float32
-TOO_CLOSE = 0.03  # share of a float32 block within its bound from which the block is redone in float64
-SMALL = 2e9  # multiplications below which a narrow format is not worth its preparation
-MANY = 4096  # comparisons of a block to be made again from which float32 is worth its preparation, on a CPU
-DOUBTFUL = 64  # queries whose lists are made from all items at once
-SPARE = 4  # candidates beyond the wanted top list
-FORMATS = {"int8": Bytes, "bfloat16": Halves, "int16": Words}
+CHUNK = 2048  # queries, and gallery items, in one block
+DEPTH = 384  # products summed at a time in float32: the error bound is that of short sums
+PIECE = 256  # rows converted at once: few enough to stay in the processor's cache
+PAIRS, PAIRS_GPU = 128, 4096  # similarities formed one by one at once
+TOO_CLOSE = 0.01  # share of a block's comparisons within the bound from which the next format is faster
+HELD_BYTES = 2**30  # a larger gallery is converted to bfloat16 block by block, again for each block of queries
+COLLAPSED = 1e-6  # descriptors that differ by less in every normalised number are one and the same
 
 
-def count_above(q, r, thresholds, chunk=CHUNK, formats=None, nearest=0):
-    """Gallery items strictly more similar to each query than its thresholds.
+class DescriptorError(UserError, ValueError):
+    """Descriptors that must not be scored: not finite, zero or collapsed; or labels that do not fit them."""
+
+
+class CollapsedError(DescriptorError):
+    """Descriptors that are all the same."""
+
+
+class Descriptors:
+    """Descriptors of `rows` images, held as they are; rows are normalised on demand, in float64.
 
     Args:
-        q, r: `Descriptors` of N queries and M gallery items on one device; q may be `Turned`.
-        thresholds: list of (N,) float64 similarities; the first is the lowest for every query.
-        chunk: rows of either side compared at once.
-        formats: names of FORMATS, of which the first that decides most comparisons is used ahead of float32; None for
-            those that are faster on this device.
-        nearest: length of the list of most similar items to return as well.
+        sets: (rows, dim) arrays or tensors, one for each way the images are seen. The largest similarity counts.
+        regions: equal parts of a descriptor; each set is used in its circular shifts by whole parts.
+        name: in error messages.  device: where they are compared.
+
+    Raises:
+        DescriptorError: not (N, D) with N, D >= 1; NaN, infinite or zero rows; N > 1 equal rows; unequal parts.
+    """
+
+    def __init__(self, sets, regions, name, device):
+        self.sets, self.device, self.regions, self.ways = sets, device, regions, len(sets) * regions
+        self.inverse_norms = [self._check(data, name) for data in sets]
+        self.rows, self.dim = sets[0].shape
+        if self.dim % regions:
+            raise DescriptorError(f"{name} have {self.dim} numbers, which do not divide into {regions} regions")
+
+    def _check(self, data, name):
+        """(rows,) float64 inverse norms."""
+        if getattr(data, "ndim", None) != 2 or 0 in data.shape:
+            shape = tuple(np.shape(data))
+            raise DescriptorError(f"{name} have shape {shape}; expected (rows, numbers), none of them 0")
+        if data.dtype.is_complex if isinstance(data, torch.Tensor) else data.dtype.kind not in "fiub":
+            raise DescriptorError(f"{name} are {data.dtype}; expected real numbers")
+        parts = slices(len(data), PIECE)
+        norm = torch.empty(len(data), dtype=torch.float64, device=self.device)
+        for rows in parts:
+            norm[rows] = self._read(data, rows).norm(dim=1)
+        for row in (norm == 0).nonzero().flatten().tolist():
+            raise DescriptorError(f"{name} hold a zero vector (row {row} of {len(data)}): it has no direction")
+        for row in (~norm.isfinite()).nonzero().flatten().tolist():
+            raise DescriptorError(f"{name} are not finite (row {row} of {len(data)}); the training has diverged")
+        first = self._read(data, slice(0, 1)) / norm[0]
+        units = (self._read(data, rows) / norm[rows, None] for rows in parts)
+        if len(data) > 1 and all((unit - first).abs().max() < COLLAPSED for unit in units):
+            raise CollapsedError(
+                f"{name} have collapsed: all {len(data)} are equal to within {COLLAPSED:g}; such a set would score "
+                "100 % and is refused"
+            )
+        return 1 / norm
+
+    def _read(self, data, rows):
+        """Rows (a slice, or indices on the device) in float64 on the device."""
+        if isinstance(data, torch.Tensor):
+            return data[rows if isinstance(rows, slice) else rows.to(data.device)].to(self.device, torch.float64)
+        rows = rows if isinstance(rows, slice) else rows.cpu().numpy()
+        return torch.from_numpy(data[rows].astype(np.float64)).to(self.device)
+
+    def units(self, rows):
+        """L2-normalised rows (a slice, or indices on the device) in float64, one way after the other."""
+        for data, inverse_norm in zip(self.sets, self.inverse_norms, strict=True):
+            unit = self._read(data, rows) * inverse_norm[rows, None]
+            for turn in range(self.regions):
+                yield unit.roll(turn * self.dim // self.regions, dims=1) if turn else unit
+
+    def rounded(self, rows, dtype):
+        """L2-normalised rows (a slice) in `dtype`, one entry per way, and their largest distance from `units`."""
+        shape = (rows.stop - rows.start, self.dim)
+        ways = [torch.empty(shape, dtype=dtype, device=self.device) for _ in range(self.ways)]
+        error = torch.zeros((), dtype=torch.float64, device=self.device)
+        for part in slices(rows.stop, PIECE, rows.start):
+            for way, unit in zip(ways, self.units(part), strict=True):
+                own = way[part.start - rows.start : part.stop - rows.start].copy_(unit)
+                error = torch.maximum(error, (unit - own).norm(dim=1).max())
+        return ways, float(error)
+
+    def similarity(self, r, i, j):
+        """(n,) float64 cosine similarities of rows i with rows j of r, (n,) indices on the device."""
+        out = torch.empty(len(i), dtype=torch.float64, device=self.device)
+        for part in slices(len(i), PAIRS if self.device.type == "cpu" else PAIRS_GPU):
+            (other,) = r.units(j[part])
+            out[part] = torch.stack([(unit * other).sum(dim=1) for unit in self.units(i[part])]).amax(dim=0)
+        return out
+
+
+class Turned(Descriptors):
+    """Queries whose north is not known: a set for each angle they were turned by; shifts are turns by 360 / regions."""
+
+
+@contextmanager
+def full_precision():
+    """float32 products in float32, sums of bfloat16 products in float32: the bounds hold for no less."""
+    matmul = torch.backends.cuda.matmul
+    changes = [(matmul, "allow_bf16_reduced_precision_reduction", False)]
+    with ExitStack() as undo:
+        try:
+            undo.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
+            torch.set_float32_matmul_precision("highest")
+        except RuntimeError:  # the attributes that come in its place have been set, and PyTorch refuses to mix the two
+            changes += [(part, "fp32_precision", "ieee") for part in (matmul, torch.backends.mkldnn.matmul)]
+        for part, name, value in changes:
+            undo.callback(setattr, part, name, getattr(part, name))
+            setattr(part, name, value)
+        yield
+
+
+@full_precision()
+def compare(q, r, thresholds, first=0, nearest=0, chunk=CHUNK):
+    """Compare the similarities of queries and all gallery items with thresholds.
+
+    Args:
+        q, r: `Descriptors` of queries and of M gallery items on one device; the gallery is seen in one way.
+        thresholds: (T, n) float64 similarities for queries first .. first + n.
+        nearest: length of the list of most similar items.  chunk: rows of either side compared at once.
 
     Returns:
-        (counts, top): a list of (N,) int64; (N, min(nearest, M)) int64, the most similar item first, or None.
+        (above, ties, top): (T, n) int64 items above each threshold; (T, n) int64 items equal to it, within twice the
+        rounding error of float64; (n, min(nearest, M)) int64 items, the most similar first, equal ones by number.
     """
-    tie = 2 * rounding(q.dim, torch.float64)
-    counts = [torch.zeros(q.rows, dtype=torch.int64, device=q.device) for _ in thresholds]
-    top = _TopList(q, r, min(nearest, r.rows)) if nearest else None
-    if q.ways > 1:
-        formats = ()
-    elif formats is None:
-        formats = faster_formats(q.device) if q.rows * r.rows * q.dim > SMALL else ()
-    width, chunk = min(chunk, COLUMNS), max(1, chunk // q.ways)
-    columns_of = slices(r.rows, width)
-    with full_precision():
-        narrow = _narrow(q, r, thresholds, tie, formats, width)
-        for start in range(0, q.rows, chunk):
-            rows = slice(start, min(start + chunk, q.rows))
-            targets = [threshold[rows] for threshold in thresholds]
-            prepared = narrow.prepare(q, rows, targets, tie) if narrow else None
-            q32 = None
-            for columns in columns_of:
-                block = found = None
-                if narrow:
-                    block, found = narrow.compare(prepared, columns)
-                many = found is not None and q.device.type == "cpu" and max(len(near[0]) for _, near in found) > MANY
-                if found is None or many:
-                    q32 = list(q.units(rows, torch.float32)) if q32 is None else q32
-                    r32 = r.unit(columns, torch.float32)
-                if many:
-                    found = [_look_closer(q32[0], r32, *pair, tie) for pair in zip(targets, found, strict=True)]
-                if found is None:
-                    similarity, error = _float32_block(q32, r32)
-                    block = Block(similarity, torch.full_like(targets[0], error))
-                    found = [_compare(similarity, target, error + tie) for target in targets]
-                for count, target, (above, near) in zip(counts, targets, found, strict=True):
-                    count[rows] += above
-                    count[rows] += _decide(q, r, rows, columns, target + tie, near)
-                if top is not None:
-                    top.add(rows, columns, block)
-        lists = None if top is None else top.finish()
-    return counts, lists
+    tie, length = 2 * rounding(q.dim, torch.float64), min(nearest, r.rows)
+    above, ties = torch.zeros(2, *thresholds.shape, dtype=torch.int64, device=q.device)
+    top = np.empty((thresholds.shape[1], length), dtype=np.int64)
+    narrow = narrow_dtype(q.device)
+    formats = [dtype for dtype in (narrow, torch.float32, torch.float64) if dtype]
+    held = r.rounded(slice(0, r.rows), narrow) if narrow and 2 * r.rows * r.dim <= HELD_BYTES else None
+    for rows in slices(thresholds.shape[1], max(1, chunk // q.ways)):
+        queries, targets = slice(first + rows.start, first + rows.stop), thresholds[:, rows, None]
+        wider = iter(formats)
+        own = q.rounded(queries, dtype := next(wider))
+        best, found = torch.full_like(targets[0], -2).expand(-1, length), []  # bounds of the list, and its candidates
+        for columns in slices(r.rows, chunk):
+            while True:
+                stored = held if dtype == narrow else None
+                (other,), error = stored or r.rounded(columns, dtype)
+                block, error = _multiply(*own, other[columns] if stored else other, error)
+                low, high = ((targets + sign * (error + tie)).to(block.dtype) for sign in (-1, 1))
+                close = [(block >= a) & (block <= b) for a, b in zip(low, high, strict=True)]
+                if length:
+                    last = block.topk(min(length, block.shape[1]), dim=1).values - error
+                    last = torch.cat([best, last], dim=1).topk(length, dim=1).values
+                    close.append(block >= (last[:, -1:] - error - tie).to(block.dtype))
+                most = max(int(mask.count_nonzero()) for mask in close)
+                if dtype == torch.float64 or most <= TOO_CLOSE * block.numel() + length * len(block):
+                    break
+                own = q.rounded(queries, dtype := next(wider))
+            for t, mask in enumerate(close):
+                i, j = mask.nonzero(as_tuple=True)
+                similarity = q.similarity(r, i + queries.start, j + columns.start)
+                if t == len(targets):
+                    found.append((i, j + columns.start, similarity))
+                    best = last
+                    break
+                gap = similarity - targets[t, i, 0]
+                above[t, rows] += (block > high[t]).sum(dim=1, dtype=torch.int32)
+                above[t, rows].index_add_(0, i, (gap > tie).long())
+                ties[t, rows].index_add_(0, i, (gap.abs() <= tie).long())
+        if length:
+            columns = (torch.cat(column).cpu().numpy() for column in zip(*found, strict=True))
+            top[rows] = _first_items(*columns, length, tie)
+    return above, ties, top
 
 
-def _narrow(q, r, thresholds, tie, formats, width):
-    """The gallery in the first of the formats that decides most comparisons, or None."""
-    for name in formats:
-        made = FORMATS[name](r, width)
-        if made.fits() and made.decide_most(q, thresholds, tie):
-            made.hold()
-            return made
-    return None
+def _first_items(i, item, similarity, length, tie):
+    """(n, length) items of queries i, the most similar first, equal ones (to within `tie`) by number."""
+    order = np.lexsort((item, -np.round(similarity / tie), i))
+    start = np.searchsorted(i[order], np.unique(i))
+    return item[order][start[:, None] + np.arange(length)]
 
 
-def _float32_block(ways, r32):
-    """(n, m) float32 similarities, the largest over the ways a query can look, and their error bound.
+def _multiply(ways, error, other, other_error):
+    """(n, m) similarities in float32 or float64, the largest over the ways of a query, and a bound on their error.
 
-    Short sums are made and then added: the bound is that of the short ones.
+    |q.r - q'.r'| <= |q - q'| |r| + |q'| |r - r'|, then the rounding of sums (matrix units may truncate) and, in
+    bfloat16, of the similarity itself.
     """
-    best, dim = None, r32.shape[1]
-    for q32 in ways:
-        block = q32[:, :DEPTH] @ r32[:, :DEPTH].T
-        for start in range(DEPTH, dim, DEPTH):
-            block.addmm_(q32[:, start : start + DEPTH], r32[:, start : start + DEPTH].T)
-        best = block if best is None else torch.maximum(best, block, out=best)
-    return best, _float32_bound(dim)
+    block, dim = None, other.shape[1]
+    depth = dim if other.dtype == torch.bfloat16 else DEPTH
+    for way in ways:
+        product = way[:, :depth] @ other[:, :depth].T
+        for start in range(depth, dim, depth):
+            product.addmm_(way[:, start : start + depth], other[:, start : start + depth].T)
+        block = product if block is None else torch.maximum(block, product, out=block)
+    error += (1 + error) * other_error
+    if other.dtype == torch.bfloat16:
+        return block.float(), error + 4 * rounding(dim, torch.float32) + 2**-8
+    return block, error + rounding(min(depth, dim) + -(-dim // depth), block.dtype)
 
 
-def _float32_bound(dim):
-    return rounding(min(DEPTH, dim) + -(-dim // DEPTH), torch.float32)
+def rounding(dim, dtype):
+    """Bound on the error of a similarity of `dim` products that is due to rounding in `dtype`.
+
+    Unit vectors; rounding of inputs and norms included (Higham, Accuracy and Stability of Numerical Algorithms, 3.1).
+    """
+    return (dim + 16) * torch.finfo(dtype).eps / 2
 
 
-def _float64_block(q, r, rows, columns):
-    """(n, m) float64 similarities."""
-    other = r.unit(columns, torch.float64).T
-    best = None
-    for unit in q.units(rows, torch.float64):
-        block = unit @ other
-        best = block if best is None else torch.maximum(best, block, out=best)
-    return best
+def narrow_dtype(device):
+    """bfloat16 where the device has instructions for it, else None."""
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else None
+    try:
+        flags = Path("/proc/cpuinfo").read_text().split()
+    except OSError:
+        return None
+    return None if {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(flags) else torch.bfloat16
 
 
-def _compare(block, target, bound):
-    """Of a float32 block: (n,) items surely above the target, and which (row, column) pairs are too near to tell."""
-    high, low = (target + bound).float()[:, None], (target - bound).float()[:, None]
-    above = count_true(block > high)
-    close = count_true(block >= low) - above
-    if float(close.sum()) > TOO_CLOSE * block.numel():
-        return torch.zeros_like(above), None  # all of them
-    rows = close.nonzero().squeeze(1)
-    part = block[rows]
-    i, j = ((part >= low[rows]) & (part <= high[rows])).nonzero(as_tuple=True)
-    return above, (rows[i], j)
-
-
-def _look_closer(q32, r32, target, found, tie):
-    """Decide in float32 the pairs that were too near to tell: (n,) items surely above, and what is still too near."""
-    above, (i, j) = found
-    ends = torch.zeros(len(q32) + 1, dtype=torch.int64)
-    ends[1:] = torch.bincount(i, minlength=len(q32)).cumsum(0)
-    similarity = torch.zeros(len(i))
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Sparse CSR")  # "in beta state"
-        for part in slices(q32.shape[1], DEPTH):
-            pairs = torch.sparse_csr_tensor(ends, j, similarity, size=(len(q32), len(r32)), check_invariants=False)
-            similarity = torch.sparse.sampled_addmm(pairs, q32[:, part], r32[:, part].T).values()
-    gap = similarity.double() - target[i]
-    bound = _float32_bound(q32.shape[1]) + tie
-    left = gap.abs() <= bound
-    return above.index_add(0, i, (gap > bound).long()), (i[left], j[left])
-
-
-def _decide(q, r, rows, columns, threshold, near):
-    """(n,) items of the near pairs (None: of the whole block) that are above the threshold in float64."""
-    if near is None:
-        return (_float64_block(q, r, rows, columns) > threshold[:, None]).sum(dim=1)
-    i, j = near
-    above = exact_similarity(q, r, i + rows.start, j + columns.start) > threshold[i]
-    return torch.zeros(len(threshold), dtype=torch.int64, device=q.device).index_add_(0, i, above.long())
-
-
-class _TopList:
-    """The most similar items of every query, gathered block by block and put into float64 order at the end."""
-
-    def __init__(self, q, r, wanted):
-        self.q, self.r, self.wanted = q, r, wanted
-        self.keep = min(wanted + SPARE, r.rows)
-        self.value = torch.full((q.rows, self.keep), -torch.inf, dtype=torch.float64, device=q.device)
-        self.item = torch.zeros(q.rows, self.keep, dtype=torch.int64, device=q.device)
-        self.error = torch.zeros(q.rows, dtype=torch.float64, device=q.device)
-
-    def add(self, rows, columns, block):
-        """Take in a `Block` of queries `rows` and gallery items `columns`, slices."""
-        largest = block.largest()
-        self.error[rows] = torch.maximum(self.error[rows], block.off(largest))
-        entering = (block.similarity(largest) > self.value[rows, -1]).nonzero().squeeze(1)
-        block, rows = block.rows(entering), rows.start + entering
-        value, item = block.values.topk(min(self.keep, block.values.shape[1]), dim=1)
-        self.error[rows] = torch.maximum(self.error[rows], block.off(value[:, -1]))
-        value = torch.cat([self.value[rows], block.similarity(value.T).T], dim=1)
-        item = torch.cat([self.item[rows], item + columns.start], dim=1)
-        self.value[rows], chosen = value.topk(self.keep, dim=1)
-        self.item[rows] = item.gather(1, chosen)
-
-    def finish(self):
-        """(N, wanted) items, equal similarities by number."""
-        item = self.item.sort(dim=1).values
-        every = torch.arange(self.q.rows, device=self.q.device).repeat_interleave(self.keep)
-        exact = exact_similarity(self.q, self.r, every, item.flatten()).view(item.shape)
-        exact, order = exact.sort(dim=1, descending=True, stable=True)
-        top = item.gather(1, order)[:, : self.wanted].contiguous()
-        if self.keep < self.r.rows:  # an item left out may belong to the list
-            doubtful = exact[:, self.wanted - 1] <= self.value[:, -1] + self.error
-            for part in doubtful.nonzero().squeeze(1).split(DOUBTFUL):
-                top[part] = self._from_all(part)
-        return top
-
-    def _from_all(self, rows):
-        """(n, wanted) lists of some queries, from float64 similarities with all items."""
-        tie = 2 * rounding(self.q.dim, torch.float64)
-        blocks = [_float64_block(self.q, self.r, rows, columns) for columns in slices(self.r.rows, COLUMNS)]
-        similarity = torch.cat(blocks, dim=1)
-        least = similarity.topk(self.wanted, dim=1).values[:, -1:] - tie
-        top = torch.empty(len(rows), self.wanted, dtype=torch.int64, device=self.q.device)
-        for row, query in enumerate(rows):  # equal items differ by where they are in a block: made again alike
-            item = (similarity[row] >= least[row]).nonzero().squeeze(1)
-            exact = exact_similarity(self.q, self.r, query.expand(len(item)), item)
-            top[row] = item[exact.sort(descending=True, stable=True).indices[: self.wanted]]
-        return top
+def slices(stop, width, start=0):
+    """The slices of `width` rows, the last of what is left, from start to stop."""
+    return [slice(begin, min(begin + width, stop)) for begin in range(start, stop, width)]
