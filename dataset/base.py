@@ -1,5 +1,6 @@
 """One dataset class for every layout: panoramas, aerial tiles, and which tiles cover which panorama."""
 
+import os
 from abc import ABC, abstractmethod
 from copy import copy
 from functools import cached_property, partial
@@ -10,20 +11,22 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from dataset.cache import ImageCache, ImageFiles
-from dataset.files import exist
+from dataset.cache import ImageCache
 from dataset.transforms import (
+    ImageFiles,
     ImageTransform,
+    collate,
     crop_field_of_view,
     crop_to_north,
     drop_patches,
     fov_angle,
     jitter_colours,
+    normalise,
+    to_device,
     turn_of,
     turn_pair,
 )
-from utils.errors import UserError
-from utils.images import normalise
+from utils.options import UserError
 from utils.paper import INPUT_SIZES
 
 VIEWS = ("pair", "ground", "aerial")
@@ -46,7 +49,7 @@ class View(NamedTuple):
 
 
 class Listing(NamedTuple):
-    """What a layout on disk says.
+    """The images of a split, as a layout's lists name them.
 
     ground: N panorama paths.  aerial: M tile paths, the gallery.
     tiles: (N, T) int64 rows of `aerial` that cover each panorama, the positive first, -1 for none.
@@ -62,32 +65,33 @@ class PairDataset(Dataset, ABC):
 
     Args:
         root: folder of the data set (or one that holds it).
-        split: "train", "val" or "test"; the names a layout knows stand in `splits`. One with a single split to
-            evaluate answers to "val" and "test" alike.
+        split: "train", "val" or "test", see `splits`; a layout with one split to evaluate accepts "val" and "test".
         view: "pair" yields `Pair` per panorama; "ground" and "aerial" yield `View` per query or gallery tile.
         ground_size, aerial_size: network input (H, W) in pixels; default: the paper's.
         fov: horizontal field of view of the panoramas in degrees (0 or 360: all of it).
         orientation: "aligned" panoramas are centred on north; "unknown" ones are turned by an angle that is random
-            in training and fixed per (seed, index) otherwise. Default: aligned with the whole field of view, else
-            unknown (as published).
+            in training and fixed per (seed, index) otherwise. Default: aligned if `fov` is 360, else unknown (as
+            published).
         augment: turn and mirror both views of a training pair together (`turn_pair`), anew in every epoch.
         colour_jitter, patch_dropout: strength and share of `jitter_colours` and `drop_patches` on training images,
             another draw for each view and epoch.
-        seed: of the angles and augmentations.
-        check_files: look for every file, drop what is missing and count it in `missing`.
-        pixels: yield uint8 pixels instead of floats; `utils.images.normalise` turns a batch into the same floats.
+        seed: determines the angles and augmentations.
+        check_files: look for every file, leave out pairs with a missing file and count them in `missing`.
+        pixels: yield uint8 pixels instead of floats; `to_device` turns a batch of them into the same floats.
         cache: folder of resized images (`ImageCache`), filled as images are read; None for none.
         fast_decode: scaled JPEG decoding, see `ImageTransform`.
 
     Attributes:
         ground, aerial: lists of paths.  tiles: (N, T) int64, see `Listing`.
         labels: (N,) row of each query's positive.  semi_positives: (N, T - 1) or None.
-        missing, missing_tiles: pairs, and images of the gallery, left out because a file is not there.
-        lacking: paths of the files that are not there.
+        missing, missing_tiles: numbers of pairs and of gallery images left out because a file is missing.
+        lacking: paths of the missing files.
 
     Raises:
         UserError: the folder does not look like the data set, a list is damaged, an image cannot be read.
     """
+
+    collate, to_device = staticmethod(collate), staticmethod(to_device)  # how samples become batches on a device
 
     name = ""
     splits = ("train", "val")
@@ -95,7 +99,7 @@ class PairDataset(Dataset, ABC):
     one_to_one = True  # every panorama has a tile of its own, and the gallery holds no others
     crop_ground = None  # gives the part of a stored panorama that is used; None for all of it
     visits = 1  # times a training epoch sees each positive tile
-    near_metres = None  # a second way of scoring: any tile so near to the camera counts as right
+    near_metres = None  # adds recalls that count any tile within this distance of the camera as right
 
     def __init__(
         self,
@@ -115,12 +119,8 @@ class PairDataset(Dataset, ABC):
         cache=None,
         fast_decode=False,
     ):
-        if view not in VIEWS:
-            raise ValueError(f"view is {view!r}; expected one of {', '.join(VIEWS)}")
-        split = self.own_split(split)
-        if split not in self.splits:
-            raise ValueError(f"{type(self).__name__} has no split {split!r}; expected one of {', '.join(self.splits)}")
-        self.root, self.split, self.view = self.find_root(root), split, view
+        self.view, self.split = _one_of("view", view, VIEWS), _one_of("split", self.own_split(split), self.splits)
+        self.root = self.find_root(root)
         listing = self.read()
         if not listing.ground:
             raise self.wrong_root(self.root, f"its lists name no pairs of split {split}")
@@ -136,19 +136,18 @@ class PairDataset(Dataset, ABC):
         self.ground_images = images(self.ground, ground_transform)
         self.aerial_images = images(self.aerial, ImageTransform(aerial_size or sizes.aerial, fast=fast_decode))
         self.fov = fov or 360
-        self.orientation = orientation or ("aligned" if self.fov == 360 else "unknown")
-        if self.orientation not in ORIENTATIONS:
-            raise ValueError(f"orientation is {orientation!r}; expected one of {', '.join(ORIENTATIONS)}")
+        orientation = orientation or ("aligned" if self.fov == 360 else "unknown")
+        self.orientation = _one_of("orientation", orientation, ORIENTATIONS)
         self.augment, self.seed, self.pixels = augment, seed, pixels
         self.colour_jitter, self.patch_dropout = colour_jitter, patch_dropout
         self._turn = 0.0
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # loader workers see it change
 
-    # What a layout says of itself.
+    # What each layout defines.
 
     @classmethod
     def own_split(cls, split):
-        """The layout's name of a split: one with a single split to evaluate answers to "val" and "test" alike."""
+        """The layout's own name of a split: "val" and "test" mean the same where there is one split to evaluate."""
         return cls.splits[1] if split in ("val", "test") and len(cls.splits) == 2 else split
 
     @abstractmethod
@@ -160,15 +159,18 @@ class PairDataset(Dataset, ABC):
         """The folder that really holds the layout: `root` itself or a folder of the data set's name in it."""
         try:
             root = Path(root).expanduser()
+            for name in ("", *sorted({cls.name, cls.name.upper(), cls.name.capitalize()})):
+                if (root / name).is_dir() and cls.looks_right(root / name):
+                    return root / name
+            if root.is_dir():
+                found = f"it holds {_shown(root)}"
+            else:
+                found = "it is not a folder" if root.exists() else "it does not exist"
+        except OSError as error:  # no permission, or too long a name
+            found = f"it cannot be read ({error.strerror})"
         except RuntimeError:
-            raise cls.wrong_root(root, "it names a user that is not known") from None
-        if not root.is_dir():
-            raise cls.wrong_root(root, "it is not a folder" if root.exists() else "it does not exist")
-        names = {cls.name, cls.name.upper(), cls.name.capitalize()}
-        for folder in (root, *(root / name for name in sorted(names))):
-            if folder.is_dir() and cls.looks_right(folder):
-                return folder
-        raise cls.wrong_root(root, f"it holds {_shown(root)}")
+            found = "it is in the home of an unknown user"
+        raise cls.wrong_root(root, found)
 
     @classmethod
     @abstractmethod
@@ -178,31 +180,28 @@ class PairDataset(Dataset, ABC):
     @classmethod
     def wrong_root(cls, root, found):
         return UserError(
-            f"--data-root {root} is not a {cls.name.upper()} folder: {found}; expected (give the folder that "
-            f"holds it):\n{cls.tree}"
+            f"--data-root {root} is not a {cls.name.upper()} folder: {found}; pass the folder that holds:\n{cls.tree}"
         )
 
     @cached_property
     def positions(self):
-        """`utils.geodesy.Positions` of queries and gallery; None where the layout does not tell them."""
+        """`utils.geodesy.Positions` of queries and gallery; None where a layout has none."""
         return None
 
     # Samples.
 
     def set_epoch(self, epoch):
-        """Let random fields of view differ from epoch to epoch; call before the epoch's loader starts."""
+        """Let random angles and augmentations differ from epoch to epoch; call before the epoch's first batch."""
         self._epoch.fill_(epoch)
 
     def as_view(self, view):
         """The same lists seen as another view, without reading them again."""
-        if view not in VIEWS:
-            raise ValueError(f"view is {view!r}; expected one of {', '.join(VIEWS)}")
         other = copy(self)
-        other.view = view
+        other.view = _one_of("view", view, VIEWS)
         return other
 
     def turned(self, degrees):
-        """The same lists with every panorama turned clockwise by so many degrees: a guess at where north is."""
+        """The same lists with every panorama turned clockwise by that many degrees, to search for north."""
         other = copy(self)
         other._turn = self._turn + degrees
         return other
@@ -240,7 +239,7 @@ class PairDataset(Dataset, ABC):
         return torch.from_numpy(self.aerial_images.pixels(index)).movedim(-1, 0)
 
     def _seen(self, panorama, index, epoch=None):
-        """What the camera sees of a panorama: its orientation and field of view."""
+        """A panorama in the orientation and field of view of the data set."""
         if self.orientation == "unknown":
             panorama = crop_field_of_view(panorama, self.fov, fov_angle(self.seed, index, epoch))
         else:
@@ -259,7 +258,7 @@ class PairDataset(Dataset, ABC):
         return image if self.pixels else normalise(image)
 
     def _drop_missing(self, listing):
-        """Leave out what is not on disk, by one listing of each folder; rows of `tiles` follow the gallery."""
+        """The listing without files that are not on disk; rows of `tiles` follow the gallery."""
         has_ground, has_aerial = exist(listing.ground), exist(listing.aerial)
         for paths, there in ((listing.ground, has_ground), (listing.aerial, has_aerial)):
             self.lacking += [path for path, found in zip(paths, there, strict=True) if not found]
@@ -276,6 +275,36 @@ class PairDataset(Dataset, ABC):
         ground = [path for path, kept in zip(listing.ground, keep, strict=True) if kept]
         aerial = [path for path, kept in zip(listing.aerial, has_aerial, strict=True) if kept]
         return Listing(ground, aerial, tiles)
+
+
+def exist(paths):
+    """(N,) bool: which of the paths are files, by one listing of each folder rather than a look at each file."""
+    listed = {}
+    found = np.empty(len(paths), dtype=bool)
+    for i, path in enumerate(paths):
+        folder, name = os.path.split(path)
+        if folder not in listed:
+            try:
+                with os.scandir(folder) as entries:
+                    listed[folder] = {entry.name for entry in entries if entry.is_file()}
+            except OSError:
+                listed[folder] = set()
+        found[i] = name in listed[folder]
+    return found
+
+
+def read_lines(path):
+    """Lines of a text file, without blank ones. Raises UserError if it cannot be read."""
+    try:
+        return [line for line in Path(path).read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"the list {path} cannot be read ({error}); copy it again") from error
+
+
+def _one_of(name, value, allowed):
+    if value not in allowed:
+        raise ValueError(f"{name} is {value!r}; expected one of {', '.join(allowed)}")
+    return value
 
 
 def _shown(folder, most=8):

@@ -4,22 +4,8 @@ from dataset.cvact import CVACT
 from dataset.cvusa import CVUSA
 from dataset.pairs import Pairs
 from dataset.vigor import VIGOR
-from utils.errors import UserError
 
 LAYOUTS = {"cvusa": CVUSA, "cvact": CVACT, "vigor": VIGOR, "pairs": Pairs}
-
-
-def evaluation_split(args, *given):
-    """The split that `--eval-split` (or `given` in its place) names, else the layout's own: val, VIGOR's test.
-
-    Raises:
-        UserError: the layout has no such split to evaluate.
-    """
-    splits = LAYOUTS[args.dataset].splits[1:]
-    split = (given[0] if given else getattr(args, "eval_split", None)) or splits[0]
-    if split not in splits:
-        raise UserError(f"--eval-split {split} is not there for {args.dataset}; expected {' or '.join(splits)}")
-    return split
 
 
 def build_datasets(args, pixels=False):
@@ -27,9 +13,9 @@ def build_datasets(args, pixels=False):
 
     Args:
         args: parsed options: dataset, data_root, cross, vigor_labels, ground_size, aerial_size, fov, augment, seed,
-            evaluate, and, where there, eval_split, vigor_cities, orientation, cache, fast_decode, colour_jitter and
+            evaluate, and, if they exist, eval_split, vigor_cities, orientation, cache, fast_decode, colour_jitter and
             patch_dropout.
-        pixels: images as uint8, which `utils.images.to_device` normalises, instead of floats.
+        pixels: images as uint8, which `PairDataset.to_device` normalises, instead of floats.
 
     Returns:
         (train, query, reference): a `PairDataset` of view "pair" (None with `args.evaluate`), one of view "ground"
@@ -52,7 +38,8 @@ def build_datasets(args, pixels=False):
     if layout is VIGOR:
         area = getattr(args, "vigor_cities", None)
         kwargs |= {"cross": args.cross, "labels": args.vigor_labels, "area": area}
-    query = layout(args.data_root, evaluation_split(args), view="ground", **kwargs)
+    split = getattr(args, "eval_split", None) or layout.splits[1]
+    query = layout(args.data_root, split, view="ground", **kwargs)
     reference = query.as_view("aerial")
     if args.evaluate:
         return None, query, reference

@@ -8,8 +8,8 @@ import numpy as np
 
 from dataset.base import Listing, PairDataset
 from dataset.transforms import crop_middle_half
-from utils.errors import UserError
 from utils.geodesy import Positions
+from utils.options import UserError
 
 INDEX_FIELDS = {
     "train": ("trainSet", "trainInd"),
@@ -18,7 +18,7 @@ INDEX_FIELDS = {
 }
 IMAGE_FOLDERS = {"train": "ANU_data_small", "val": "ANU_data_small", "test": "ANU_data_test"}
 LISTS = "ACT_data.mat"
-TEST_METRES = 5.0  # the test split is scored by exact pair and by any tile within 5 m, both in use
+TEST_METRES = 5.0  # the test split has recalls of the exact pair, and of any tile within 5 m
 
 
 class CVACT(PairDataset):

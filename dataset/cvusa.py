@@ -6,10 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from dataset.base import Listing, PairDataset
-from dataset.files import read_lines
-from utils.errors import UserError
+from dataset.base import Listing, PairDataset, read_lines
 from utils.geodesy import Positions
+from utils.options import UserError
 
 LOCATIONS = ("split_locations/all.csv", "splits/all.csv")  # not part of every copy
 LATITUDES, LONGITUDES = (24.0, 50.0), (-125.0, -66.0)  # degrees, the contiguous United States
@@ -31,7 +30,7 @@ class CVUSA(PairDataset):
 
     @cached_property
     def positions(self):
-        """Latitudes and longitudes from split_locations/all.csv, where a copy has it and its columns can be told."""
+        """Latitudes and longitudes from split_locations/all.csv, where a copy has it and its columns are recognised."""
         path = next((self.root / name for name in LOCATIONS if (self.root / name).is_file()), None)
         if path is None:
             return None
@@ -62,7 +61,7 @@ class CVUSA(PairDataset):
 
 
 def read_locations(path, ids):
-    """{id: (latitude, longitude)} of a CSV file whose columns nobody has described; None where they cannot be told.
+    """{id: (latitude, longitude)} of a CSV file with undocumented columns; None if they are not recognised.
 
     The columns of coordinates are those whose numbers all lie in the United States. A row belongs to the pair whose id
     one of its columns holds (a number or a path, leading zeros aside); without such a column, row k belongs to pair k,

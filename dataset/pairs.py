@@ -6,9 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from dataset.base import Listing, PairDataset
-from dataset.files import read_lines
-from utils.errors import UserError
+from dataset.base import Listing, PairDataset, read_lines
+from utils.options import UserError
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff")
 

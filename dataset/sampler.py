@@ -1,7 +1,7 @@
 """Batches of a training epoch: shuffled or hard-mined, without false negatives, the same on every process.
 
-An item is an aerial tile that is some panorama's positive; a visit shows it with one of its panoramas. No batch holds
-two panoramas that share a tile, positive or semi-positive: each would be a false negative of the other.
+An item is an aerial tile that is the positive of some panorama; a visit shows it with one of its panoramas. No batch
+holds two panoramas that share a tile, positive or semi-positive: each would be a false negative of the other.
 """
 
 import numpy as np
@@ -10,22 +10,23 @@ from torch.utils.data import Sampler
 
 from dataset.mining import DescriptorMemory
 from utils import distributed
-from utils.errors import UserError
 from utils.geodesy import nearest_places
+from utils.options import UserError
 from utils.paper import MINING_NEIGHBOURS
 
 GUARDS = ("strict", "release")
-RANDOM_DRAWS = 200  # tries at a random partner before every item is looked at
-LAYOUT_TRIES = 10  # of an epoch in a set so small that no batch came out full
+RANDOM_DRAWS = 200  # tries at a random partner before every item is tried
+LAYOUT_TRIES = 10  # attempts to lay out an epoch of a set so small that no batch could be filled
 
 
 class MiningSampler(Sampler):
     """Yields, epoch by epoch, this process's share of global batches of panorama indices.
 
     Epoch 0, and every epoch without mining, is a shuffle. From epoch 1 on, each batch is half random anchors and half
-    mined partners: for each anchor one of the 100 items whose aerial descriptor is most similar to its ground
-    descriptor (method section; the released sampler). Anchor and partner go to the same process. Anchors that an epoch
-    has no room for come first in the next.
+    mined partners, their hard negatives: for each anchor one of the 100 items whose aerial descriptor is most similar
+    to its ground descriptor (method section; the released sampler). Anchor and partner go to the same process. Anchors
+    follow each other in cycles through all items; those for which an epoch has no room come first in the next, so that
+    an epoch visits no item more than `visits` times unless overlapping tiles force it to.
 
     Args:
         tiles: (N, T) int tiles that cover each panorama, the positive first, -1 for none (`PairDataset.tiles`).
@@ -34,13 +35,13 @@ class MiningSampler(Sampler):
         visits: times an epoch visits each item (VIGOR 2, else 1).
         mining: hard negatives from epoch 1 on; needs `dim`, the numbers in a descriptor.
         positions: `utils.geodesy.Positions` of the set, for `near_epochs`.
-        near_epochs: epochs, from 0 on, in which the hard partners are the 100 items nearest on the map (not in the
-            paper).
+        near_epochs: number of first epochs in which the hard partners are the 100 items nearest on the map (not in
+            the paper).
         rank, world_size: whose share to yield; default: this process's.
         seed: every epoch is a function of (seed, epoch, what the memory holds).
-        guard: "strict", or "release": as the published code does it (anchors unguarded, panorama labels looked up at
-            tile positions), which lets false negatives into VIGOR's batches.
-        device: where the descriptor memory lies (on rank 0; the others hold none).
+        guard: "strict", or "release": as in the published code (anchors unguarded, panorama labels looked up at tile
+            positions), which lets false negatives into VIGOR's batches.
+        device: device of the descriptor memory, which only rank 0 holds.
 
     `plan(epoch)` must be called, on every process, before an epoch is iterated; rank 0 computes, the others receive.
     `update(indices, q, k)` feeds the memory after each forward pass.
@@ -117,7 +118,7 @@ class MiningSampler(Sampler):
             self.memory.update(items, rows[:, :dim], rows[:, dim : 2 * dim])
 
     def state_dict(self):
-        """What a resumed run needs to go on as if never stopped: the anchors still due and rank 0's memory."""
+        """What a resumed training needs to continue exactly: the anchors still due and rank 0's memory."""
         state = {"queue": torch.from_numpy(self.queue), "items": self.items}
         return state | {"memory": self.memory.state_dict()} if self.memory is not None else state
 
@@ -143,13 +144,13 @@ class MiningSampler(Sampler):
         fitting = room // self.world_size * self.world_size
         if batch_size < 2 * self.world_size:
             raise UserError(
-                f"--batch-size {batch_size} leaves {self.world_size} process(es) fewer than two pairs each; give at "
+                f"--batch-size {batch_size} leaves {self.world_size} process(es) fewer than two pairs each; pass at "
                 f"least {2 * self.world_size}"
             )
         if fitting < 2 * self.world_size:
             raise UserError(
-                f"the training set has {self.items} places, {room} without a common tile; {self.world_size} "
-                f"process(es) need at least {2 * self.world_size}"
+                f"the training set has {self.items} places, {room} of them without a common tile; {self.world_size} "
+                f"process(es) require at least {2 * self.world_size}: add data or use fewer processes"
             )
         return fitting
 
@@ -173,24 +174,25 @@ class MiningSampler(Sampler):
         generator = np.random.default_rng((self.seed, epoch))
         by_map = epoch < self.near_epochs
         hard_half = by_map or (self.mining and epoch > 0 and bool(self.memory.seen.any()))
-        partners = self.share // 2 if hard_half else 0  # of each process
+        partners = self.share // 2 if hard_half else 0  # per process
+        anchors = self.world_size * (self.share - partners)  # per batch
         for _ in range(LAYOUT_TRIES):
-            batches = [self._draw_anchors(generator, self.share - partners) for _ in range(self._full_epoch())]
+            self._refill(generator, self._full_epoch() * anchors)
+            batches = [self._draw_anchors(generator, anchors) for _ in range(self._full_epoch())]
             if partners:
                 self._add_partners(batches, partners, generator, by_map)
             full = [batch for batch in batches if len(batch.panoramas) == self.batch_size]
             for batch in batches:
                 if len(batch.panoramas) < self.batch_size:
-                    anchors = batch.items[: self.world_size * (self.share - partners)]
-                    self.queue = np.append(self.queue, np.array(anchors, dtype=np.int64))
+                    self.queue = np.append(self.queue, np.array(batch.items[:anchors], dtype=np.int64))
             if full:
                 counts = {how: sum(batch.partners.count(how) for batch in full) for how in ("mined", "random")}
                 counts["short"] = len(batches) - len(full)
                 plan = np.array([batch.by_process(self.world_size, partners) for batch in full], dtype=np.int64)
                 return plan, self.queue, counts
         raise UserError(
-            f"no batch of {self.batch_size} places without a common tile could be formed from {self.items}; "
-            "give a smaller --batch-size"
+            f"no batch of {self.batch_size} places without a common tile could be formed from {self.items} places; "
+            "pass a smaller --batch-size"
         )
 
     def _add_partners(self, batches, partners, generator, by_map):
@@ -203,15 +205,27 @@ class MiningSampler(Sampler):
                 if position % anchors < partners:
                     batch.add_partner(hard.get(anchor, ()))
 
-    def _draw_anchors(self, generator, per_process):
+    def _refill(self, generator, wanted):
+        """Append a cycle to the queue if it holds fewer than the `wanted` anchors of an epoch.
+
+        What the queue still holds is left over from the last cycle. Those items come last in the new cycle, after the
+        anchors of this epoch, so that the epoch does not visit them again.
+        """
+        if len(self.queue) < wanted:
+            cycle = generator.permutation(np.repeat(np.arange(self.items), self.visits))
+            visit = np.empty_like(cycle)  # how often the same item stands before this place
+            visit[np.argsort(cycle, kind="stable")] = np.arange(len(cycle)) % self.visits
+            late = visit < np.bincount(self.queue, minlength=self.items)[cycle]
+            self.queue = np.concatenate([self.queue, cycle[~late], cycle[late]])
+
+    def _draw_anchors(self, generator, count):
         """A batch with its anchors, the next in the queue that share no tile; those passed over stay in front."""
         batch, passed, scanned = _Batch(self, generator), [], 0
-        while len(batch.panoramas) < per_process * self.world_size:
+        while len(batch.panoramas) < count:
             if scanned == len(self.queue):
                 if len(passed) > 2 * self.items * self.visits:
                     break  # every item has been tried: the batch stays short
-                cycle = np.repeat(np.arange(self.items), self.visits)
-                self.queue = np.concatenate([self.queue, generator.permutation(cycle)])
+                self._refill(generator, len(self.queue) + 1)
             item = int(self.queue[scanned])
             scanned += 1
             if not batch.add(item, guarded=self.guard == "strict"):
@@ -233,7 +247,7 @@ class _Batch:
     def __init__(self, sampler, generator):
         self.sampler, self.generator = sampler, generator
         self.items, self.panoramas, self.used = [], [], set()
-        self.partners = []  # of each anchor: "mined", "random", or None where none fitted
+        self.partners = []  # how each anchor got its partner: "mined", "random", or None if none fitted
 
     def add(self, item, guarded=True):
         """Add the item with one of its panoramas that shares no tile with the batch; False where there is none."""
@@ -257,14 +271,15 @@ class _Batch:
         self.partners.append("mined" if mined else "random" if self._drawn_partner() else None)
 
     def _drawn_partner(self):
-        """Add any item that fits; False where none does."""
+        """Add any item that fits; False if none does."""
         items = self.sampler.items
-        for drawn in (self.generator.integers(items, size=RANDOM_DRAWS), self.generator.permutation(items)):
-            if any(self.add(int(item)) for item in drawn):
-                return True
+        if any(self.add(int(self.generator.integers(items))) for _ in range(RANDOM_DRAWS)):
+            return True
+        if any(self.add(int(item)) for item in self.generator.permutation(items)):
+            return True
         if self.sampler.guard == "strict":
             return False
-        others = np.setdiff1d(np.arange(items), self.items)  # the release guards none of its anchors either
+        others = np.setdiff1d(np.arange(items), self.items)  # the release does not guard its anchors either
         return len(others) > 0 and self.add(int(self.generator.choice(others)), guarded=False)
 
     def by_process(self, world_size, partners):

@@ -1,13 +1,14 @@
-"""From a stored image to what the network sees."""
+"""From an image file to the float tensor that a network sees."""
 
 import numpy as np
 import PIL
 import torch
 from PIL import Image, features
 
-from utils.errors import UserError
-from utils.images import IMAGENET_MEAN
+from utils.options import UserError
 
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 PATCHES = 8  # in the height of an image, for `drop_patches`
 MEAN_PIXEL = (255 * torch.tensor(IMAGENET_MEAN)).round().to(torch.uint8)[:, None, None]
 
@@ -48,6 +49,20 @@ class ImageTransform:
             image.draft("RGB", (-(-width * image.width // used.width), -(-height * image.height // used.height)))
 
 
+class ImageFiles:
+    """The (H, W, 3) uint8 pixels of a list of image files after an `ImageTransform`."""
+
+    def __init__(self, paths, transform):
+        self.paths, self.transform = paths, transform
+
+    def __len__(self):
+        return len(self.paths)
+
+    def pixels(self, i):
+        """(H, W, 3) uint8 of image `i`. Errors as `read_image`."""
+        return self.transform.pixels(self.paths[i])
+
+
 def read_image(path, prepare=None):
     """An RGB image; `prepare` is given the opened image before it is decoded.
 
@@ -61,7 +76,7 @@ def read_image(path, prepare=None):
             if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
                 return Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8)).convert("RGB")
             if image.mode in ("I", "F"):
-                raise ValueError("its numbers of 32 bits are no colours: save it with 8 bits a channel")
+                raise ValueError("its 32-bit numbers are not colours; save it with 8 bits per channel")
             return image.convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"{path} cannot be read as an image ({error}); replace the file or remove it") from error
@@ -133,3 +148,38 @@ def fov_angle(seed, index, epoch=None):
     """Whole degrees 0 .. 359: another in every training epoch; without an epoch, fixed for (seed, index)."""
     key = (seed, index) if epoch is None else (seed, index, epoch + 1)
     return int(np.random.default_rng(key).integers(360))
+
+
+def normalise(pixels):
+    """[0, 1], minus the ImageNet mean, over its standard deviation: the same numbers as torchvision's transforms.
+
+    (3, H, W) or (B, 3, H, W) uint8 on any device -> float32 of that shape, channels last in memory.
+    """
+    width = pixels.shape[-1]
+    values = pixels.movedim(-3, -1).contiguous().float()  # (..., H, W, 3)
+    # Rows of W * 3 numbers, since a last dimension of 3 is slow. Divisors are tensors, since a GPU multiplies by the
+    # reciprocal of a plain number, which rounds differently.
+    rows = values.view(-1, width * 3)
+    mean, std, white = (rows.new_tensor(v).repeat(width) for v in (IMAGENET_MEAN, IMAGENET_STD, (255.0,) * 3))
+    rows.div_(white).sub_(mean).div_(std)
+    return values.movedim(-1, -3)
+
+
+def to_device(images, device):
+    """A batch on the device, channels last, normalised if it still holds uint8 pixels."""
+    images = images.to(device, non_blocking=True)
+    if images.dtype == torch.uint8:
+        images = normalise(images)
+    return images.contiguous(memory_format=torch.channels_last)
+
+
+def collate(samples):
+    """A batch of named tuples of images and indices: (B, 3, H, W) tensors, channels last in memory, and (B,) int64."""
+    columns = zip(*samples, strict=True)
+    return type(samples[0])(*(_stack(column) for column in columns))
+
+
+def _stack(column):
+    if isinstance(column[0], torch.Tensor):
+        return torch.stack([image.movedim(0, -1) for image in column]).movedim(-1, 1)
+    return torch.tensor(column)

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from dataset.base import Listing, PairDataset
-from dataset.files import read_lines
-from utils.errors import UserError
+from dataset.base import Listing, PairDataset, read_lines
 from utils.geodesy import Positions
+from utils.options import UserError
 from utils.paper import VIGOR_CITIES, VIGOR_CROSS_CITIES
 
 TILE_PIXELS = 640
@@ -106,7 +105,7 @@ class VIGOR(PairDataset):
         there = any((self.root / f / city / name).is_file() for f in ("splits", "splits__corrected", "."))
         plain = name.replace("__corrected", "") if self.label_version == "corrected" else name[:-4] + "__corrected.txt"
         there = there or any((self.root / f / city / plain).is_file() for f in LABEL_FOLDERS["corrected"])
-        hint = f"; the {other} labels are there: give --vigor-labels {other}" if there else ""
+        hint = f"; the {other} labels are there: pass --vigor-labels {other}" if there else ""
         raise UserError(
             f"--data-root {self.root} lacks {name} of {city} (looked in {', '.join(f'{f}/{city}' for f in folders)})"
             f"{hint}; expected:\n{self.tree}"
