@@ -1,46 +1,57 @@
-"""Train or evaluate FRGeo on CVUSA, CVACT, VIGOR or own pairs. `python train.py -h` explains every flag."""
+"""Train or evaluate FRGeo on CVUSA, CVACT, VIGOR or your own pairs. `python train.py -h` explains every flag."""
 
 from utils.options import parse_args
 
 if __name__ == "__main__":
-    parse_args()  # -h and a wrong flag are answered before torch is imported, which takes seconds
+    parse_args()  # answers -h and a wrong flag before torch is imported, which takes seconds
 
 import logging
 import math
 import time
-from typing import NamedTuple
+from dataclasses import dataclass
+from functools import partial
 
 import torch
+from timm.utils import ModelEmaV3
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from criterion.build import build_loss, build_optimizer, set_learning_rate
-from criterion.step import train_step
-from dataset.build import LAYOUTS, build_datasets, evaluation_split
+from criterion.sam import SAM, frozen_statistics
+from criterion.tuples import TupleLoss
+from dataset.build import LAYOUTS, build_datasets
 from dataset.sampler import MiningSampler
-from model.average import WeightAverage
-from model.frgeo import build_model
+from model.frgeo import FRGeo, build_model
 from utils import distributed
-from utils.arguments import mistakes_told
-from utils.checkpoint import load_checkpoint, load_weights, model_options, stored_epoch
-from utils.errors import UserError
-from utils.evaluation import evaluate, precision, read_descriptors, record, score_saved
-from utils.images import collate, to_device
-from utils.launch import keep_freed_memory, launch, loader_workers
-from utils.logging import log_setup, log_training, progress_bar, start_logging, stop_logging
-from utils.options import (
-    changed_options,
-    check_resumed,
-    recorded,
-    settle_model_options,
-    settle_seed,
-    stored_args,
-    take_evaluation,
-)
+from utils.checkpoint import WHOLE, load_checkpoint, load_weights, save_checkpoint, stored_args, stored_epoch
+from utils.evaluation import evaluate, precision, record
+from utils.logging import log_setup, log_traceback, log_training, progress_bar, start_logging, stop_logging
+from utils.options import UserError, complete, handle_errors, recorded
+from utils.ranking import CollapsedError
 from utils.run_files import RunFiles
-from utils.seeding import loader_generator, seed_process, seed_worker, set_kernels
+from utils.seeding import seed_process, set_kernels
 
 log = logging.getLogger(__name__)
+
+
+@dataclass
+class Training:
+    """What a training carries from step to step; all of it is in the checkpoint."""
+
+    model: FRGeo
+    sampler: MiningSampler
+    criterion: TupleLoss
+    optimizer: torch.optim.Optimizer
+    ema: ModelEmaV3 | None  # moving average of the weights, evaluated and kept in their place
+    ema_steps: int = 0
+    epoch: int = 0  # epochs done
+    best: float = 0.0  # highest R@1
+    line: dict | None = None  # what metrics.jsonl records of the last epoch
+
+    @property
+    def evaluated(self):
+        """The network that is evaluated and kept."""
+        return self.ema.module if self.ema else self.model
 
 
 def main(argv=None):
@@ -50,122 +61,79 @@ def main(argv=None):
         dict | None: metrics of the run's last evaluation on rank 0 (None elsewhere).
 
     Raises:
-        SystemExit: code 2 after one sentence on stderr where the user's input is wrong; 130 on Ctrl-C.
+        SystemExit: code 2 after one sentence on stderr if the user's input is wrong; 130 after Ctrl-C.
     """
-    args = parse_args(argv)
-    began = time.time()
+    args, began = parse_args(argv), time.time()
 
     def interrupted():
-        last = RunFiles(args.save_path).checkpoint
-        last = last if last.exists() and last.stat().st_mtime >= began else args.resume
-        return f"interrupted; go on with --resume {last}" if last and not args.evaluate else "interrupted"
+        last = RunFiles(args.save_path).checkpoint if args.save_path else None
+        last = last if last and last.exists() and last.stat().st_mtime >= began else args.resume
+        return f"interrupted; continue with --resume {last}" if last and not args.evaluate else "interrupted"
 
-    with mistakes_told("train.py", interrupted):
+    with handle_errors("train.py", interrupted):
         try:
-            check_inputs(args)
-            return launch(run, args)
+            source = args.resume or args.weights
+            if args.evaluate:
+                source = RunFiles(args.save_path).weights_to_evaluate(args.weights)
+            notes = complete(args, stored_args(load_checkpoint(source)) if source else {}, source)
+            LAYOUTS[args.dataset].find_root(args.data_root)  # a wrong folder ends the run before any process starts
+            return distributed.launch(partial(run, source, notes), args)
         finally:
             stop_logging()
 
 
-def check_inputs(args):
-    """Tell at once, before any process starts, that the data or the weights are not there."""
-    evaluation_split(args)
-    LAYOUTS[args.dataset].find_root(args.data_root)
-    if args.evaluate and not args.descriptors:
-        RunFiles(args.save_path).weights_to_evaluate(args.weights)
+def run(source, notes, args, device):
+    """One process's part of a run: read, build, then evaluate or train.
 
+    Args:
+        source: checkpoint that the weights come from, or None.  notes: sentences of `complete` for the log.
 
-def run(args, device):
-    """One process's part of a run: read, build, then evaluate or train. Returns the last metrics on rank 0."""
-    files = RunFiles(args.save_path)
-    if args.descriptors:
-        return rescore(args, device, files)
-    source = files.weights_to_evaluate(args.weights) if args.evaluate else args.resume or args.weights
-    state = load_checkpoint(source) if source else None
-    taken = settle_model_options(args, model_options(state) if state is not None else {})
-    if args.seed is None:
-        args.seed = distributed.broadcast_object(settle_seed(args, state))
-    datasets = build_datasets(args, pixels=True)
-
+    Returns:
+        dict | None: metrics of the last evaluation on rank 0.
+    """
+    args.seed = distributed.broadcast_object(args.seed)
+    files, datasets = RunFiles(args.save_path), build_datasets(args, pixels=True)
     set_kernels(args.deterministic, args.tf32)
-    if device.type == "cpu":
-        keep_freed_memory()
     seed_process(args.seed)
+    state = load_checkpoint(source) if source else None
     pretrained = {"imagenet": True, "none": False}.get(args.pretrained, args.pretrained)
     # Rank 0's weights reach the others when DistributedDataParallel is built.
     model = build_model(args, pretrained=pretrained if state is None and distributed.is_main() else False)
-
-    told = load_weights(model, state) if state is not None else {}
-    trained_for = stored_epoch(told)
+    epoch = stored_epoch(load_weights(model, state)) if state else None
     model.to(device, memory_format=torch.channels_last)
-    model.tune(args.grad_checkpointing, args.compile)
+    model.optimize(args.grad_checkpointing, args.compile)
     training = None if args.evaluate else prepare_training(args, model, datasets[0], device, state)
-    changed = changed_options(args, state) if args.evaluate or args.resume else []
     del state  # as large as model, moments and mining memory together
 
-    # Every mistake that can be seen at the start has been told by now; from here on files are written.
+    # Mistakes in the call have ended the run by now; from here on files are written.
     if distributed.is_main():
         own = args.resume is not None and args.resume.resolve().parent == args.save_path.resolve()
-        files.open(fresh=not (args.evaluate or own), alone=not args.evaluate)
+        files.open(training=not args.evaluate, resumed=own)
     try:
         distributed.barrier()
         start_logging(args.save_path)
-        log_setup(recorded(args), device, model, datasets, taken, changed)
+        log_setup(recorded(args), device, model, datasets, notes)
         if not args.evaluate:
-            return train(model, datasets, training, args, device, files)
+            return train(datasets, training, args, device, files)
         if distributed.is_main():
-            files.keep_args(recorded(args))
-        log.info("weights %s, epoch %s", source, "unknown" if trained_for is None else trained_for)
-        return evaluate_and_record(model, datasets, args, device, files, source, trained_for)
+            files.start_evaluation(recorded(args))
+        log.info("weights %s, epoch %s", source, "unknown" if epoch is None else epoch)
+        return evaluate_and_record(model, datasets, args, device, files, source, epoch)
+    except Exception as error:
+        if not isinstance(error, UserError):
+            log_traceback()
+        raise
     finally:
         files.close()
 
 
-def rescore(args, device, files):
-    """Metrics of descriptors that an earlier evaluation has written; no model is built."""
-    source = RunFiles(args.descriptors)
-    made_with = source.model_options()
-    if args.search_north and not made_with and args.regions is None:
-        raise UserError(
-            f"--search-north has to know the regions of the descriptors, and no metrics.json or args.json in "
-            f"{args.descriptors} tells them; give --regions"
-        )
-    settle_model_options(args, made_with)
-    made_from = source.evaluation()
-    take_evaluation(args, made_from, evaluation_split(args))
-    _, query, reference = datasets = build_datasets(args)
-    descriptors = read_descriptors(args.descriptors, query, reference)
-    if distributed.is_main():
-        files.open(fresh=False)
-    distributed.barrier()
-    start_logging(args.save_path)
-    started = time.perf_counter()
-    metrics = score_saved(*descriptors, query, args, device)
-    if distributed.is_main() and files.folder.resolve() != source.folder.resolve():
-        files.set_evaluation_aside()
-    weights, epoch = made_from.get("weights", args.descriptors), made_from.get("epoch")
-    return record(metrics, datasets, args, files, weights, epoch, started)
-
-
-class Training(NamedTuple):
-    """What a training run keeps from epoch to epoch."""
-
-    sampler: MiningSampler
-    criterion: torch.nn.Module
-    optimizer: torch.optim.Optimizer
-    average: WeightAverage | None
-    start: int  # epochs done
-    best: float  # R@1 so far
-
-
 def prepare_training(args, model, train_set, device, state):
-    """Sampler, loss, optimiser and average, restored from the checkpoint `state` where a run is resumed."""
+    """The `Training` that `args` describe, restored from the checkpoint `state` if a run is resumed."""
     positions = train_set.positions if args.coordinate_mining else None
     if args.coordinate_mining and positions is None:
         raise UserError(
-            f"--coordinate-mining needs to know where the places are, and {train_set.root} does not tell (CVUSA: "
-            "split_locations/all.csv); leave it out"
+            f"--coordinate-mining requires the positions of the places, which {train_set.root} lacks (CVUSA: "
+            "split_locations/all.csv); omit it"
         )
     sampler = MiningSampler(
         train_set.tiles,
@@ -180,122 +148,113 @@ def prepare_training(args, model, train_set, device, state):
         near_epochs=args.coordinate_mining,
     )
     criterion = build_loss(args, sampler.share, distributed.world_size()).to(device)
-    optimizer = build_optimizer(args, model, criterion)
-    average = WeightAverage(model, args.ema) if args.ema else None
-    if average:
-        average.model.tune(compiled=args.compile)
-    start, best = args.start_epoch or 0, 0.0
+    # state_dict lists a shared encoder twice, so it would be averaged twice; the list of parameters does not.
+    ema = ModelEmaV3(model, args.ema, use_warmup=True, exclude_buffers=args.share) if args.ema else None
+    if ema and args.compile:
+        ema.module.optimize(compiled=True)
+    training = Training(model, sampler, criterion, build_optimizer(args, model, criterion), ema)
+    training.epoch = args.start_epoch or 0
     if args.resume:
-        check_resumed(args, state)
-        before = stored_args(state).get("eval_split")
-        if evaluation_split(args, before) != evaluation_split(args):
+        restore(training, state, args)
+    return training
+
+
+def restore(training, state, args):
+    """Continue from a checkpoint.
+
+    Raises:
+        UserError: the checkpoint is incomplete, or belongs to another training.
+    """
+    if not state.keys() >= WHOLE:
+        raise UserError(
+            f"--resume {args.resume} holds weights only (a best model, or a released file); to start a training from "
+            f"them pass --weights {args.resume}"
+        )
+    for name, kind in (("optimizer", dict), ("sampler", dict), ("epoch", int), ("best_acc1", int | float)):
+        if not isinstance(state[name], kind) or (kind is dict and not state[name]):
             raise UserError(
-                f"--eval-split is {evaluation_split(args)}, {args.resume} was evaluated on "
-                f"{evaluation_split(args, before)}; resume as it was trained, or evaluate the other split with -e"
+                f"--resume {args.resume} is not a complete checkpoint: its {name} is damaged; pass another one"
             )
-        try:
-            optimizer.load_state_dict(state["optimizer"])
-            sampler.load_state_dict(state["sampler"])
-            criterion.load_state_dict(state.get("criterion", {}))
-            if "online" in state:  # state_dict is the average of these
-                model.load_state_dict(state["online"])
-            if average:
-                average.steps = state.get("average_steps", 0)
-            start = int(state["epoch"]) if args.start_epoch is None else args.start_epoch
-            best = float(state["best_acc1"])
-        except torch.OutOfMemoryError:
-            raise
-        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            raise UserError(f"--resume {args.resume} is no whole checkpoint ({error!r}); give another one") from error
-    return Training(sampler, criterion, optimizer, average, start, best)
+    training.optimizer.load_state_dict(state["optimizer"])
+    training.sampler.load_state_dict(state["sampler"])
+    training.criterion.load_state_dict(state.get("criterion", {}))
+    if "online" in state:  # state_dict is the average of these
+        training.model.load_state_dict(state["online"])
+        training.ema_steps = state.get("average_steps", 0)
+    training.best = float(state["best_acc1"])
+    if args.start_epoch is None:
+        training.epoch, training.line = state["epoch"], state.get("line")
 
 
-def train(model, datasets, training, args, device, files):
+def train(datasets, training, args, device, files):
     """Train for the epochs that remain. Returns the metrics of the last evaluation on rank 0."""
-    train_set = datasets[0]
-    sampler, criterion, optimizer, average, start, best = training
-    shown = average.model if average else model  # what is evaluated and kept
-    log_training(args, training, train_set)
-    if start >= args.epochs:
-        log.warning("nothing to train: %d of --epochs %d are done; give a larger --epochs", start, args.epochs)
+    train_set, sampler, model = datasets[0], training.sampler, training.model
+    log_training(args, sampler, train_set, tuple_pairs(training))
+    if args.resume:
+        log.info("resumed %s after epoch %d, best R@1 %.2f", args.resume, training.epoch, training.best)
+    # The run ended after this epoch was saved and before its evaluation was recorded.
+    unfinished = distributed.broadcast_object(training.line is not None and files.lacks_epoch(training.epoch))
+    if training.epoch >= args.epochs and not unfinished:
+        log.warning("nothing to train: %d of --epochs %d are done; pass a larger number", training.epoch, args.epochs)
         return None
     if distributed.is_main():
-        files.start(recorded(args), start)
+        files.start_training(run_record(args, training), training.epoch)
+    metrics = finish_epoch(datasets, training, args, device, files) if unfinished else None
 
     network = model
     if distributed.world_size() > 1:
         network = DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
-    workers = loader_workers(args)
+    workers = distributed.loader_workers(args)
     loader = DataLoader(
         train_set,
         batch_sampler=sampler,
         num_workers=workers,
         pin_memory=device.type == "cuda",
         persistent_workers=workers > 0,
-        worker_init_fn=seed_worker,
-        collate_fn=collate,
-        generator=loader_generator(args.seed, start, distributed.rank()),
+        collate_fn=train_set.collate,
     )
-    metrics = None
-    for epoch in range(start, args.epochs):
-        seed_process(args.seed, epoch, distributed.rank())
+    for epoch in range(training.epoch, args.epochs):
         train_set.set_epoch(epoch)
-        lr = set_learning_rate(optimizer, args, epoch)
+        lr = set_learning_rate(training.optimizer, args, epoch)
         plan_epoch(sampler, epoch)
-        line = {"epoch": epoch + 1, "lr": lr}
-        line |= train_one_epoch(network, loader, training, args, device, epoch)
-        is_best = False
-        if (epoch + 1) % args.eval_every == 0 or epoch + 1 == args.epochs:
-            weights = files.checkpoint
-            metrics = evaluate_and_record(shown, datasets, args, device, files, weights, epoch + 1)
-            if distributed.is_main():
-                is_best = metrics["R@1"] > best or not files.best.exists()  # not there: resumed in another folder
-                best = metrics["R@1"] if is_best else best
-                line |= metrics
+        training.line = {"epoch": epoch + 1, "lr": lr}
+        training.line |= train_one_epoch(network, loader, training, args, device, epoch)
         if args.learn_temperature:
-            line["alpha"] = criterion.loss.alpha.item()
+            training.line["alpha"] = training.criterion.loss.alpha.item()
+        training.epoch = epoch + 1
         if distributed.is_main():
-            files.save_epoch(
-                line,
-                is_best,
-                epoch=epoch + 1,
-                state_dict=shown.state_dict(),
-                best_acc1=best,
-                optimizer=optimizer.state_dict(),
-                sampler=sampler.state_dict(),
-                criterion=criterion.state_dict(),
-                args=recorded(args),
-                **({"online": model.state_dict(), "average_steps": average.steps} if average else {}),
-            )
+            save_training(files.checkpoint, training, args)
+        metrics = finish_epoch(datasets, training, args, device, files) or metrics
         distributed.barrier()
     return metrics
 
 
 def train_one_epoch(network, loader, training, args, device, epoch):
     """One pass over the planned batches. Returns loss, similarities and speed, averaged over processes."""
-    sampler, criterion, optimizer, average = training[:4]
+    sampler, train_set = training.sampler, loader.dataset
     network.train()
     totals = torch.zeros(3, dtype=torch.float64, device=device)  # loss, positive and negative similarity
     window, started, last = totals.clone(), time.perf_counter(), time.perf_counter()
-    lr = optimizer.param_groups[0]["lr"]
-    steps = len(loader)
-    for step, (ground, aerial, index) in enumerate(progress_bar(loader, f"epoch {epoch + 1}"), start=1):
-        ground, aerial = to_device(ground, device), to_device(aerial, device)
-        values, q, k = train_step(network, criterion, optimizer, ground, aerial, precision(args, device))
+    lr, steps = training.optimizer.param_groups[0]["lr"], len(loader)
+    batches = iter(loader)  # draws a random number of its own, before the epoch's seed
+    seed_process(args.seed, epoch, distributed.rank())
+    for step, (ground, aerial, index) in enumerate(progress_bar(batches, f"epoch {epoch + 1}", total=steps), start=1):
+        ground, aerial = train_set.to_device(ground, device), train_set.to_device(aerial, device)
+        autocast = precision(args, device)
+        values, q, k = train_step(network, training.criterion, training.optimizer, ground, aerial, autocast)
         sampler.update(index, q, k)
-        if average:
-            average.update(getattr(network, "module", network))
+        if training.ema:
+            training.ema_steps += 1
+            training.ema.update(training.model, training.ema_steps)
         totals += values
         window += values
         if step % args.print_freq == 0 or step == steps:
             count = args.print_freq if step % args.print_freq == 0 else step % args.print_freq
-            loss, positive, negative = (window / count).tolist()  # the only wait for the device
+            loss, positive, negative = (window / count).tolist()  # the only synchronisation with the device
             if not math.isfinite(loss):
-                last = RunFiles(args.save_path).checkpoint
-                how = f"go on with --resume {last} or start again" if last.exists() else "start again"
                 raise UserError(
-                    f"the loss is {loss} in epoch {epoch + 1}, step {step}: training has diverged; lower --lr "
-                    f"({args.lr:g}) and {how}"
+                    f"the loss is {loss} in epoch {epoch + 1}, step {step}: the training has diverged; start a new one "
+                    f"with --lr below {args.lr:g}, if possible from earlier weights (--weights PATH)"
                 )
             speed = 2 * sampler.batch_size * count / (time.perf_counter() - last)
             log.info(
@@ -315,25 +274,122 @@ def train_one_epoch(network, loader, training, args, device, epoch):
     }
 
 
+def train_step(network, criterion, optimizer, ground, aerial, autocast):
+    """Take one step of a plain optimiser or of SAM.
+
+    Args:
+        network: (ground, aerial) -> (q, k) descriptors.  criterion: a `TupleLoss`.
+        optimizer: one of PyTorch's, or `SAM`, which needs loss and gradient at w and again at w + e.
+        ground, aerial: (B, 3, H, W) float.  autocast: a context for the network.
+
+    Returns:
+        (3,) float64 loss, positive and negative similarity, and the descriptors (B, dim) that they come from, all at
+        the weights before the step.
+    """
+
+    def backward():
+        with autocast:
+            q, k = network(ground, aerial)
+        loss, positive, negative = criterion(q, k)
+        loss.backward()
+        distributed.average_gradients(criterion.parameters())
+        return torch.stack([loss, positive, negative]).detach().double(), q, k
+
+    values, q, k = backward()
+    if isinstance(optimizer, SAM):
+        optimizer.first_step(zero_grad=True)
+        with frozen_statistics(network):
+            backward()
+        optimizer.second_step(zero_grad=True)
+    else:
+        optimizer.step()
+        optimizer.zero_grad()
+    return values, q.detach(), k.detach()
+
+
+def finish_epoch(datasets, training, args, device, files):
+    """After the epoch was saved: evaluate it if that is due, keep the best weights, add a line to metrics.jsonl."""
+    metrics, line, epoch = None, dict(training.line), training.epoch
+    if epoch % args.eval_every == 0 or epoch == args.epochs:
+        metrics = evaluate_and_record(training.evaluated, datasets, args, device, files, files.checkpoint, epoch)
+    if not distributed.is_main():
+        return None
+    if metrics:
+        line |= metrics
+        collapsed = metrics.pop("collapsed", False)
+        if not collapsed and (metrics["R@1"] > training.best or not files.best.exists()):  # resumed in another folder
+            training.best = metrics["R@1"]
+            save_checkpoint(
+                files.best,
+                epoch=epoch,
+                state_dict=training.evaluated.state_dict(),
+                best_acc1=training.best,
+                args=run_record(args, training),
+            )
+            save_training(files.checkpoint, training, args)  # again, with its best R@1
+    files.add_epoch(line)
+    return metrics
+
+
 def evaluate_and_record(model, datasets, args, device, files, weights, epoch):
-    """Evaluate on all processes; rank 0 writes metrics.json and, with -e, the descriptors, and gets the metrics."""
-    started = time.perf_counter()
-    metrics, descriptors = evaluate(model, *datasets[1:], args, device)
-    return record(metrics, datasets, args, files, weights, epoch, started, descriptors if args.evaluate else None)
+    """Evaluate on all processes; rank 0 writes metrics.json, with -e also the descriptors, and gets the metrics.
+
+    Collapsed descriptors (all equal) score 0 in training, where they may recover; with -e they are refused.
+    """
+    started, descriptors = time.perf_counter(), None
+    try:
+        metrics, descriptors = evaluate(model, *datasets[1:], args, device)
+    except CollapsedError as error:
+        if args.evaluate:
+            raise
+        log.warning("epoch %d scores 0: %s", epoch, error)
+        metrics = dict.fromkeys(("R@1", "R@5", "R@10", "R@1%"), 0.0) | {"collapsed": True}
+    if not distributed.is_main():
+        return None
+    record(metrics, datasets, args, files, weights, epoch, started, descriptors if args.evaluate else None)
+    return metrics
+
+
+def save_training(path, training, args):
+    """Write the whole state, from which --resume continues as if never stopped."""
+    average = {"online": training.model.state_dict(), "average_steps": training.ema_steps} if training.ema else {}
+    save_checkpoint(
+        path,
+        epoch=training.epoch,
+        state_dict=training.evaluated.state_dict(),
+        best_acc1=training.best,
+        optimizer=training.optimizer.state_dict(),
+        sampler=training.sampler.state_dict(),
+        criterion=training.criterion.state_dict(),
+        args=run_record(args, training),
+        line=training.line,
+        **average,
+    )
+
+
+def run_record(args, training):
+    """The options, and how many pairs a loss compares with them, for args.json and checkpoints."""
+    return recorded(args) | {"effective_tuple": tuple_pairs(training)}
+
+
+def tuple_pairs(training):
+    """Pairs that one loss compares."""
+    sampler, criterion = training.sampler, training.criterion
+    return criterion.tuple_size or sampler.share * (distributed.world_size() if criterion.gather else 1)
 
 
 def plan_epoch(sampler, epoch):
-    """Lay out the epoch's batches and say what mining found."""
+    """Lay out the epoch's batches and log what mining found."""
     started = time.perf_counter()
     sampler.plan(epoch)
     counts = sampler.counts
     if counts["mined"] or counts["random"]:
         log.info(
-            "epoch %d: %d hard partners, %d random ones where no hard one fitted (%.1f s)",
+            "epoch %d: mined %d hard negatives; %d anchors got a random partner (%.1f s)",
             epoch + 1, counts["mined"], counts["random"], time.perf_counter() - started,
         )  # fmt: skip
     if counts["short"]:
-        log.warning("epoch %d: %d batches left out, too few places without a common tile", epoch + 1, counts["short"])
+        log.warning("epoch %d: %d batches omitted: too few places without a common tile", epoch + 1, counts["short"])
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from criterion.sam import SAM
 from criterion.soft_triplet import SoftTripletLoss
 from criterion.tuples import TupleLoss
 from criterion.wbl import WBLoss
-from utils.errors import UserError
+from utils.options import UserError
 
 
 def build_loss(args, share, world_size):
@@ -20,7 +20,7 @@ def build_loss(args, share, world_size):
         share: pairs of one process.
 
     Raises:
-        UserError: the tuple size does not divide what one loss can see, leaves no negatives, or parts mined pairs.
+        UserError: the tuple size does not divide the pairs of a loss, leaves no negatives, or separates mined pairs.
     """
     scale = {} if args.alpha is None else {"alpha": args.alpha}
     if args.loss == "wbl":
@@ -28,21 +28,22 @@ def build_loss(args, share, world_size):
     else:
         loss = SoftTripletLoss(**scale)
     size = args.tuple_size
-    # A tuple wider than a process's share needs the other processes' descriptors.
+    # A tuple larger than a process's share needs the descriptors of the other processes.
     gather = world_size > 1 and (args.gather or (size is not None and size > share))
     visible = share * world_size if gather else share
     if size is not None and (size < 2 or visible % size):
         raise UserError(
-            f"--tuple-size {size} does not divide the {visible} pairs that one loss sees (--batch-size "
-            f"{share * world_size} on {world_size} process(es)); give a divisor of at least 2"
+            f"--tuple-size {size} does not divide the {visible} pairs that one loss compares (--batch-size "
+            f"{share * world_size} on {world_size} process(es)); pass a divisor of at least 2"
         )
-    # Pairs of a process follow each other, an anchor its partner; whole shares, or whole couples of even ones, stay.
+    # In a process's share every anchor is followed by its hard negative: tuples of complete shares keep them together,
+    # and so do tuples of an even size if the share is even.
     parts = size is not None and size % share and (size % 2 or share % 2)
     if parts and (args.mining or args.coordinate_mining):
         even = "" if share % 2 else ", or an even one"
         raise UserError(
-            f"--tuple-size {size} would part an anchor from its mined partner; give a divisor of {visible} that is a "
-            f"multiple of the {share} pairs of a process{even}"
+            f"--tuple-size {size} would separate an anchor from its hard negative; pass a divisor of {visible} that is "
+            f"a multiple of the {share} pairs of a process{even}"
         )
     return TupleLoss(loss, size, gather)
 

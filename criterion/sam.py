@@ -1,5 +1,7 @@
 """Sharpness-aware minimisation: SAM (Foret et al., ICLR 2021) and ASAM (Kwon et al., ICML 2021)."""
 
+from contextlib import contextmanager
+
 import torch
 from torch.nn.utils import get_total_norm
 
@@ -36,12 +38,12 @@ class SAM(torch.optim.Optimizer):
         self._origin = None  # [(parameters, their values at w)] between the two steps
 
     def __getstate__(self):
-        """What is copied and pickled."""
+        """The attributes to copy and pickle."""
         return super().__getstate__() | {"base_optimizer": self.base_optimizer, "_origin": self._origin}
 
     def __setstate__(self, state):
         super().__setstate__(state)
-        if "base_optimizer" in state:  # PyTorch also restores a state dict by this way
+        if "base_optimizer" in state:  # missing when PyTorch's load_state_dict calls this
             self._share_with_base()
 
     def _share_with_base(self):
@@ -97,7 +99,7 @@ class SAM(torch.optim.Optimizer):
         Expects gradients at w to be there already when called, as the two-step form does.
         """
         if closure is None:
-            raise RuntimeError("SAM evaluates the model twice: give step() a closure, or use the two steps")
+            raise RuntimeError("step() requires a closure; or call first_step() and second_step()")
         self.first_step(zero_grad=True)
         with torch.enable_grad():
             loss = closure()
@@ -111,3 +113,19 @@ class SAM(torch.optim.Optimizer):
 
     def state_dict(self):
         return self.base_optimizer.state_dict()
+
+
+@contextmanager
+def frozen_statistics(network):
+    """Keep the running statistics of batch norms as they are; each batch is still normalised with its own.
+
+    SAM's second pass runs at w + e, where the network does not stay: only the pass at w updates the statistics.
+    """
+    norms = [module for module in network.modules() if getattr(module, "track_running_stats", False)]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True

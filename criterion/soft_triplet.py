@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from criterion.similarity import cosine_similarities, mean_similarities
+from criterion.wbl import cosine_similarities, mean_similarities
 from utils.paper import SOFT_TRIPLET_ALPHA
 
 

@@ -1,4 +1,4 @@
-"""Weighted (B+1)-tuple loss (WBL), the paper's loss."""
+"""Weighted (B+1)-tuple loss (WBL), the paper's loss, and the cosine similarities that every loss starts from."""
 
 import math
 
@@ -6,22 +6,21 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from criterion.similarity import cosine_similarities, mean_similarities
 from utils.paper import WBL_ALPHA
 
-LARGEST_ALPHA = 100.0  # of a learned temperature, as in CLIP
+LARGEST_ALPHA = 100.0  # limit of a learned temperature, as in CLIP
 
 
 class WBLoss(nn.Module):
     """L(q, k) = mean_i log(1 + sum_{j != i} exp(alpha (s_ij - s_ii))), averaged over both directions.
 
-    That is the symmetric cross-entropy of alpha * s with the diagonal as targets, computed by log-sum-exp, in
+    This equals the symmetric cross-entropy of alpha * s with the diagonal as targets. It is computed by log-sum-exp, in
     float32 under any precision of the network.
 
     Args:
         alpha: scale of the similarities.
-        label_smoothing: of the cross-entropy (the paper: 0).
-        learned: make log alpha a parameter that starts from `alpha`; alpha stays at most 100 (the paper: no).
+        label_smoothing: share of the cross-entropy's targets that is spread over the tuple (the paper: 0).
+        learned: make log alpha a parameter that starts from `alpha`, with alpha at most 100 (the paper: no).
 
     Shapes: q, k (B, D) un-normalised, row i of both the same place -> (loss, mean positive similarity, mean
     negative similarity), three scalars; the last two carry no gradient.
@@ -38,12 +37,12 @@ class WBLoss(nn.Module):
 
     @property
     def alpha(self):
-        """The scale: a number, or a tensor where it is learned."""
+        """The scale: a number, or a tensor if it is learned."""
         return self._alpha if self.log_alpha is None else self.log_alpha.exp()
 
     def forward(self, q, k):
         if self.log_alpha is not None:
-            with torch.no_grad():  # the parameter, not what follows from it: that would end its gradient
+            with torch.no_grad():  # clamps the parameter itself: clamping its exponential would end the gradient
                 self.log_alpha.clamp_(max=math.log(LARGEST_ALPHA))
         s = cosine_similarities(q, k)
         logits = self.alpha * s
@@ -53,3 +52,31 @@ class WBLoss(nn.Module):
 
     def extra_repr(self):
         return f"alpha={self._alpha:g}"
+
+
+def cosine_similarities(q, k):
+    """Cosine similarity of every query with every reference of a tuple.
+
+    Args:
+        q, k: (B, D) descriptors, un-normalised, any float type; row i of both is the same place.
+
+    Returns:
+        (B, B) similarities s[i, j] = cos(q_i, k_j): float64 for float64 input, else float32, also under autocast.
+
+    Raises:
+        ValueError: shapes that differ, or fewer than two pairs (a tuple then has no negative).
+    """
+    if q.shape != k.shape or q.ndim != 2:
+        raise ValueError(f"descriptors are {tuple(q.shape)} and {tuple(k.shape)}; expected two equal (B, D)")
+    if len(q) < 2:
+        raise ValueError(f"a tuple of {len(q)} pair has no negatives; expected at least 2 pairs")
+    with torch.autocast(q.device.type, enabled=False):
+        wide = torch.float64 if torch.float64 in (q.dtype, k.dtype) else torch.float32
+        return F.normalize(q.to(wide), dim=1) @ F.normalize(k.to(wide), dim=1).T
+
+
+def mean_similarities(s):
+    """Mean of the positives (the diagonal) and of the negatives (the rest) of (B, B) similarities, detached."""
+    s = s.detach()
+    negative = (s.sum() - s.diagonal().sum()) / (s.numel() - len(s))
+    return s.diagonal().mean(), negative

@@ -14,7 +14,8 @@ from timm.models import load_state_dict
 from torch import nn
 
 from model.depthwise import DepthwiseConv2d
-from utils.errors import UserError
+from utils.checkpoint import describe_misfits
+from utils.options import UserError
 from utils.paper import TRANSGEO_ARCH
 
 # The ImageNet-1k weights that the published models start from.
@@ -72,7 +73,7 @@ class Backbone(nn.Module):
             self.net.set_grad_checkpointing(True)
         except (AttributeError, AssertionError) as error:
             name = type(self.net).__name__
-            raise UserError(f"--grad-checkpointing: timm does not offer it for {name}; leave it out") from error
+            raise UserError(f"--grad-checkpointing: timm does not support it for {name}; omit it") from error
 
     @torch.no_grad()
     def map_shape(self, image_size):
@@ -93,13 +94,13 @@ class Backbone(nn.Module):
 
 
 def _create(arch, image_size, pretrained, any_size, layer_scale):
-    """A timm network with no classifier, its weights as asked."""
+    """A timm network without classifier, with random or pretrained weights."""
     name = arch.split(".")[0]
     if not timm.is_model(name):
-        near = timm.list_models(f"*{name.split('_')[0]}*")[:8]
-        hint = f"; near it: {', '.join(near)}" if near else ""
-        raise UserError(f"--arch {arch}: timm {timm.__version__} has no network of this name{hint}")
-    # Networks with a position embedding want the image size; the others refuse the argument (TypeError).
+        similar = timm.list_models(f"*{name.split('_')[0]}*")[:8]
+        hint = f"similar names: {', '.join(similar)}" if similar else "timm.list_models() lists the names"
+        raise UserError(f"--arch {arch}: timm {timm.__version__} has no network of this name; {hint}")
+    # Networks with a position embedding need the image size; the others refuse the argument (TypeError).
     sized = {"img_size": tuple(image_size)}
     for kwargs in ([{**sized, "dynamic_img_size": True}] if any_size else []) + [sized, {}]:
         try:
@@ -112,13 +113,13 @@ def _create(arch, image_size, pretrained, any_size, layer_scale):
             raise _unbuildable(arch, image_size, error) from error
     if not (hasattr(net, "forward_intermediates") and hasattr(net, "prune_intermediate_layers")):
         raise UserError(
-            f"--arch {arch} yields no feature map in timm {timm.__version__} (it lacks forward_intermediates); "
-            "use a ConvNeXt, ViT, DeiT, Swin or ResNet"
+            f"--arch {arch} gives no feature map in timm {timm.__version__} (it lacks forward_intermediates); pass a "
+            "ConvNeXt, ViT, DeiT, Swin or ResNet"
         )
     if layer_scale is not None:
         scales = [p for key, p in net.named_parameters() if key.rsplit(".", 1)[-1] == "gamma" and p.ndim == 1]
         if not scales:
-            raise UserError(f"--layer-scale: --arch {arch} has no layer scale; leave it out")
+            raise UserError(f"--layer-scale: --arch {arch} has no layer scale; omit it")
         for scale in scales:
             nn.init.constant_(scale, layer_scale)
     if pretrained:
@@ -129,7 +130,7 @@ def _create(arch, image_size, pretrained, any_size, layer_scale):
 def _unbuildable(arch, image_size, error):
     return UserError(
         f"--arch {arch} cannot be built for images of {image_size[0]} x {image_size[1]}: {error}; "
-        "give other --ground-size / --aerial-size or another --arch"
+        "pass another --ground-size, --aerial-size or --arch"
     )
 
 
@@ -145,7 +146,7 @@ def _final_norm(net):
 
 
 def _imagenet_state(arch, kwargs):
-    """State of timm's ImageNet weights for `arch`; a UserError that says what to do where they cannot be had."""
+    """State of timm's ImageNet weights for `arch`. Raises UserError with what to do if they cannot be downloaded."""
     tag = IMAGENET_TAGS.get(arch, arch)
     try:
         _reach_hub(tag)
@@ -155,14 +156,14 @@ def _imagenet_state(arch, kwargs):
         source = FACEBOOK_FILES.get(arch)
         where = f"{source} or " if source else ""
         raise UserError(
-            f"ImageNet weights {tag} could not be fetched ({type(error).__name__}: {reason[:160]}); download "
-            f"{where}model.safetensors from https://huggingface.co/timm/{tag} on another machine and give "
+            f"ImageNet weights {tag} could not be downloaded ({type(error).__name__}: {reason[:160]}); download "
+            f"{where}model.safetensors from https://huggingface.co/timm/{tag} on another machine and pass "
             "--pretrained PATH, or start from random weights with --pretrained none"
         ) from error
 
 
 def _reach_hub(tag):
-    """Fail in seconds where the weights are neither cached nor to be had; the hub's own retries take a minute.
+    """Fail in seconds if the weights are neither cached nor reachable; the hub's own retries take a minute.
 
     Raises:
         OSError: the hub cannot be reached.
@@ -181,9 +182,10 @@ def _file_state(net, path):
     try:
         state = load_state_dict(str(path), device="cpu", weights_only=True)
     except FileNotFoundError as error:
-        raise UserError(f"--pretrained {path}: no such file; give imagenet, none or an existing file") from error
+        raise UserError(f"--pretrained {path} does not exist; pass imagenet, none or an existing file") from error
     except Exception as error:  # pickle, zip and safetensors readers each raise their own
-        raise UserError(f"--pretrained {path} cannot be read as weights ({type(error).__name__}: {error})") from error
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(f"--pretrained {path} cannot be read as weights ({reason}); download it again") from error
     if isinstance(state.get("model"), dict):
         state = state["model"]
     state = {key: value for key, value in state.items() if isinstance(value, torch.Tensor)}
@@ -192,27 +194,17 @@ def _file_state(net, path):
         try:
             state = to_timm(state, net)
         except (KeyError, RuntimeError) as error:
-            raise UserError(f"--pretrained {path} does not fit {type(net).__name__}: {error}") from error
+            raise UserError(
+                f"--pretrained {path} does not fit {type(net).__name__} ({error}); pass weights of --arch"
+            ) from error
     return state
 
 
 def _load(net, arch, state):
-    """Load strictly, the classifier left out; every missing, unexpected or misshapen key is named."""
+    """Load strictly, without the classifier."""
     classifier = net.pretrained_cfg.get("classifier") or ()
     heads = (classifier,) if isinstance(classifier, str) else tuple(classifier)
     state = {k: v for k, v in state.items() if not k.startswith(tuple(h + "." for h in heads))}
-    own = net.state_dict()
-    missing = sorted(own.keys() - state.keys())
-    unexpected = sorted(state.keys() - own.keys())
-    misshapen = sorted(k for k in own.keys() & state.keys() if own[k].shape != state[k].shape)
-    if missing or unexpected or misshapen:
-        raise UserError(
-            f"the pretrained weights do not fit --arch {arch}: missing {_some(missing)}; "
-            f"unexpected {_some(unexpected)}; other shape {_some(misshapen)}"
-        )
+    if misfits := describe_misfits(state, net.state_dict()):
+        raise UserError(f"the pretrained weights do not fit --arch {arch}: {misfits}; pass weights of this network")
     net.load_state_dict(state)
-
-
-def _some(keys, most=4):
-    more = f" and {len(keys) - most} more" if len(keys) > most else ""
-    return ", ".join(keys[:most]) + more if keys else "none"

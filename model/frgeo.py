@@ -5,7 +5,7 @@ from torch import nn
 
 from model.backbone import Backbone
 from model.recombination import FeatureRecombination
-from utils.errors import UserError
+from utils.options import UserError
 from utils.paper import INPUT_SIZES
 
 POOLS = ("frm", "gap")
@@ -88,8 +88,8 @@ class FRGeo(nn.Module):
         """(B, 3, Hg, Wg) ground and (B, 3, Ha, Wa) aerial images -> two (B, dim) descriptor sets."""
         return self.query_net(im_q), self.reference_net(im_k)
 
-    def tune(self, grad_checkpointing=False, compiled=False, backend="inductor"):
-        """Trade time for memory, or a slower start for speed, in both encoders; results stay the same.
+    def optimize(self, grad_checkpointing=False, compiled=False, backend="inductor"):
+        """Recompute activations to save memory, or compile both encoders for speed; results stay the same.
 
         Raises:
             UserError: the network cannot recompute its activations.
@@ -125,6 +125,6 @@ def build_model(args, pretrained=False):
     if args.dim is not None and args.dim != model.dim:
         raise UserError(
             f"--dim {args.dim} does not fit: --arch {args.arch} with {model.query_net.regions} region(s) gives "
-            f"{model.dim} numbers; give --dim {model.dim} or leave it out"
+            f"{model.dim} numbers; pass --dim {model.dim} or omit it"
         )
     return model

@@ -25,7 +25,7 @@ class FeatureRecombination(nn.Module):
     """Average a feature map over its compass quadrants (the paper's FRM; no parameters).
 
     Args:
-        view: "ground" (column strips) or "aerial" (quadrants). It is told, never guessed.
+        view: "ground" (column strips) or "aerial" (quadrants).
         regions: R, 4 in the paper; 1, 2 or 8 for ablations.
 
     Shapes: (B, C, H, W) -> (B, R, C), regions in the order of this module's table. Cuts stand at integer
