@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # The paper's claims on the procedural city: FRM against one global average, WBL against the soft-margin triplet, ASAM
-# against AdamW at equal numbers of gradient evaluations, mining against none; what geometry is worth (panoramas turned at
-# random), and the paper's number of regions and scale of similarities. Three seeds each, equal budgets, in CVUSA's layout
-# and, the claims, in VIGOR's, same- and cross-area.
+# against AdamW at equal numbers of gradient evaluations, mining against none; panoramas turned at random, other numbers of
+# regions and other scales of similarities. Three seeds each, equal budgets, in CVUSA's layout and (the claims) in VIGOR's,
+# same- and cross-area.
 #
 #   bash scripts/ablation_city.sh            sizes for 2 cores without a GPU (an hour)
 #   bash scripts/ablation_city.sh --full     ConvNeXt-T at the paper's image sizes, for a GPU
 #
-# JOBS=N runs N trainings at a time (default: 2; 1 with --full). Interrupted and run again, it goes on.
+# JOBS=N runs N trainings at a time (default: 2; 1 with --full). Run an interrupted script again to continue.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/city_grid.sh
@@ -25,7 +25,7 @@ grid --name parts --data "$cvusa" --variant "$base" \
     --variant "alpha 5=--op adamw --mining --alpha 5" \
     --variant "alpha 20=--op adamw --mining --alpha 20"
 
-# A step of ASAM takes two gradients: in half the epochs it evaluates as many. The paper's radius, 2.5, is shared by 55.64
+# A step of ASAM takes two gradients: half the epochs have equal numbers. The paper's radius, 2.5, is shared by 55.64
 # million weights; for the 0.75 million of the small network the same change of a weight is a radius of 0.3 (the radius
 # grows with the root of their number).
 fitted=()

@@ -1,10 +1,11 @@
 #!/usr/bin/env python
-"""Arrange loose pairs (a CSV of aerial,ground paths beside the images) as a CVUSA root.
-
-Every pair is used for training and for validation: the smallest check that a model can learn real imagery.
+"""Copy pairs of images into CVUSA's layout: the smallest check that a model can learn real imagery.
 
     python scripts/arrange_pairs.py PAIRS/data.csv OUT
     python train.py --dataset cvusa --data-root OUT ...
+
+Each row of the CSV file holds the paths of an aerial and of a ground image, relative to the file. All pairs are in the
+training split and in the validation split.
 """
 
 import csv
@@ -14,41 +15,45 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils.arguments import Parser
+from utils.options import Parser, UserError, handle_errors
 
-FOLDERS = {"aerial": "bingmap/19", "ground": "streetview/panos"}
+FOLDERS = ("bingmap/19", "streetview/panos")  # aerial images, ground images
 
 
 def arrange(table, out):
-    """Copy the pairs of `table` (rows: aerial path, ground path, ...) into `out`. Returns their number."""
-    table, out = Path(table), Path(out)
-    with open(table, newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.reader(file) if row]
-    lines = []
-    for number, row in enumerate(rows, start=1):
-        names = {}
-        for view, source in zip(("aerial", "ground"), row, strict=False):
-            source = table.parent / source
-            names[view] = f"{FOLDERS[view]}/{number:07d}{source.suffix.lower()}"
-            (out / names[view]).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, out / names[view])
-        lines.append(f"{names['aerial']},{names['ground']},")
-    (out / "splits").mkdir(exist_ok=True)
-    for split in ("train", "val"):
-        (out / "splits" / f"{split}-19zl.csv").write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-    return len(rows)
+    """Copy the pairs listed in the CSV file `table` into the folder `out`. Returns their number.
+
+    Raises:
+        UserError: the table or an image cannot be read, or `out` cannot be written.
+    """
+    table, out, lines = Path(table), Path(out), []
+    try:
+        with open(table, newline="", encoding="utf-8") as file:
+            rows = [row for row in csv.reader(file) if row]
+        for number, row in enumerate(rows, start=1):
+            if len(row) < 2:
+                raise UserError(f"{table} row {number} holds {row[0]!r}; expected an aerial path, ground path")
+            names = []
+            for folder, source in zip(FOLDERS, row, strict=False):
+                names.append(f"{folder}/{number:07d}{Path(source).suffix.lower()}")
+                (out / folder).mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(table.parent / source, out / names[-1])
+            lines.append(f"{','.join(names)},\n")
+        (out / "splits").mkdir(parents=True, exist_ok=True)
+        for split in ("train", "val"):
+            (out / "splits" / f"{split}-19zl.csv").write_text("".join(lines), encoding="utf-8")
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"the pairs of {table} cannot be copied to {out}: {error}") from error
+    return len(lines)
 
 
 def main(argv=None):
     parser = Parser(__doc__)
-    parser.add_argument("table", help="CSV file, rows: aerial path, ground path (relative to it)")
+    parser.add_argument("table", help="CSV file, rows: aerial path, ground path")
     parser.add_argument("out", help="folder to write")
     args = parser.parse_args(argv)
-    try:
-        count = arrange(args.table, args.out)
-    except (OSError, KeyError, UnicodeDecodeError, csv.Error) as error:
-        sys.exit(parser.error(f"the pairs cannot be arranged: {error}"))
-    print(f"{count} pairs in {args.out}")
+    with handle_errors("arrange_pairs.py"):
+        print(f"{arrange(args.table, args.out)} pairs in {args.out}")
 
 
 if __name__ == "__main__":

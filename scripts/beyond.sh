@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # What later work showed to help, beyond the paper: each flag against the paper's recipe at equal cost (but one), on the
-# procedural city in VIGOR's layout, cross-area, three seeds each. Two rows show what the others already have: a loss over
-# the whole batch (on several processes: --gather), and semi-positives that are never negatives.
+# procedural city in VIGOR's layout, cross-area, three seeds each. Two rows take away what the others have: a loss over the
+# whole batch (on several processes: --gather), and semi-positives that are never negatives.
 #
 #   bash scripts/beyond.sh            sizes for 2 cores without a GPU (over an hour)
 #   bash scripts/beyond.sh --full     ConvNeXt-T at the paper's image sizes, for a GPU
 #
-# JOBS=N runs N trainings at a time (default: 2; 1 with --full). Interrupted and run again, it goes on. Data are shared with
-# ablation_city.sh; trainings are longer than there, so that what keeps a network from learning by heart can show.
+# JOBS=N runs N trainings at a time (default: 2; 1 with --full). Run an interrupted script again to continue. The data are
+# those of ablation_city.sh; trainings are longer than there, so that regularisation can show.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 short_epochs=20

@@ -1,5 +1,5 @@
-# Sourced by ablation_city.sh and beyond.sh: the city, the sizes, and how a grid of trainings on it is run. They may set
-# short_epochs (of a training without --full; 8) before, and runs (folder of the grid's runs) afterwards.
+# Sourced by ablation_city.sh and beyond.sh: the city, the sizes, and the grid of trainings on it. They may set
+# short_epochs (epochs without --full; default: 8) before, and runs (folder of the grid's runs) afterwards.
 #
 #   --full      ConvNeXt-T at the paper's image sizes, for a GPU; without it sizes for 2 cores
 #   JOBS=N      trainings at a time (default: 2; 1 with --full)

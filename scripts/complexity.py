@@ -1,72 +1,52 @@
 #!/usr/bin/env python
-"""Count parameters and multiply-adds of a network, measure its time and memory, draw R@1 against GFLOPs.
+"""Count parameters and multiply-adds of a network, measure its time and memory, plot R@1 against GFLOPs.
 
     python scripts/complexity.py                                     # the paper's network on the three data sets
     python scripts/complexity.py --dataset cvusa --arch convnext_tiny deit_small_distilled_patch16_224 --measure
     python scripts/complexity.py --plot images/complexity            # also writes complexity.png and complexity.pdf
 
-Counts are those of one ground and one aerial image, made by ptflops (its ATen backend, which sees every operation).
-A GMAC is 10^9 multiply-adds of convolutions, linear layers and attention products. Biases, layer norms, GELU and
-softmax are left out; their column counts 1 a bias and output, 2 a normalised number, 1 a GELU or softmax value.
-Counted so, FRGeo gives the published 11.64 (CVUSA, CVACT) and 27.3 (VIGOR), and two DeiT-S/16, TransGeo's backbone,
-its published 12.3; without attention products they have 11.1, near the 11.0 published of FRM and WBL on them. ptflops'
-default backend adds biases, GELU and element-wise products, but not timm's layer norms: 11.70, which is the 11.7
-"GFLOPs" of the paper's figure.
+A GMAC is 10^9 multiply-adds of one ground and one aerial image in convolutions, linear layers and attention products,
+counted by PyTorch's FlopCounterMode; biases, norms, activations and softmax are left out. FRGeo then has the published
+11.64 (CVUSA, CVACT; "11.7 GFLOPs" in the paper's figure) and 27.3 (VIGOR). Two DeiT-S/16 have TransGeo's published
+12.3, and 11.1 without attention products, near the 11.0 published for FRM and WBL on them. The cross-check, ptflops,
+also counts biases.
 """
 
+import ctypes
+import re
 import statistics
 import sys
 import time
-from collections import Counter
 from pathlib import Path
-from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from scripts.bubbles import COUNTED, draw_bubbles
-from scripts.figures import save_figure
-from utils.arguments import Parser, mistakes_told, positive
-from utils.errors import UserError
-from utils.paper import INPUT_SIZES
+from scripts.common import BLUE, GREY, RED, save_figure
+from utils.options import Parser, UserError, handle_errors, positive
+from utils.paper import INPUT_SIZES, PUBLISHED_METRICS, TRANSGEO_ARCH
 
 DATASETS = ("cvusa", "cvact", "vigor")
-CONVENTION = """
-GMACs: multiply-adds (10^9) of convolutions, linear layers and attention products of one ground and one aerial image,
-counted by ptflops (ATen backend). Left out of them: 1 a bias and output, 2 a normalised number, 1 a GELU or softmax."""
-ATTENTION = "attention products"
-PUBLISHED_GMACS = {"cvusa": 11.64, "cvact": 11.64, "vigor": 27.3}  # the released README, of its ConvNeXt-T
-
-
-class Complexity(NamedTuple):
-    """Of a pair.
-
-    parameters.  ground, aerial: multiply-adds of either image.  attention: those of both that are attention products.
-    left_out: {kind: operations} that are none of them.
-    """
-
-    parameters: int
-    ground: int
-    aerial: int
-    attention: int
-    left_out: Counter
-
-    @property
-    def macs(self):
-        return self.ground + self.aerial
-
-
-class Measurement(NamedTuple):
-    """Of one pair: median, fastest and slowest run in milliseconds; MiB of weights and of work above them."""
-
-    median: float
-    fastest: float
-    slowest: float
-    weights: float
-    work: float
+HEAD = "data set | network | ground | aerial | parameters (M) | GMACs | of them attention | published | ptflops"
+MEASURED = " | ms per pair (fastest to slowest) | weights + work (MiB) | measured on"
+PUBLISHED_GMACS = {"cvusa": 11.64, "cvact": 11.64, "vigor": 27.3}  # the released README, for its ConvNeXt-T
+# CVUSA R@1 and GFLOPs of others, from the paper's tables and figure.
+OTHERS = {
+    "SAFA, polar transform": (89.84, 40.2),
+    "DSM": (91.93, 39.3),
+    "L2LTR": (94.05, 57.1),
+    "TransGeo": (94.08, 12.3),
+    "GeoDTR": (95.43, 39.9),
+}
+# Networks that the plot counts: name, timm network, published CVUSA R@1, colour.
+COUNTED = (
+    ("FRGeo", "convnext_tiny", PUBLISHED_METRICS["cvusa"]["R@1"], RED),
+    ("FRM + WBL on DeiT-S/16", TRANSGEO_ARCH, PUBLISHED_METRICS["cvusa_deit"]["R@1"], BLUE),
+)
+AREA = 11  # square points of a bubble per million parameters
 
 
 def build(dataset, arch, pool="frm", ground_size=None, aerial_size=None):
-    """`model.FRGeo` with random weights, in evaluation mode. Raises UserError where it cannot be built."""
+    """`model.FRGeo` with random weights, in evaluation mode. Raises UserError if it cannot be built."""
     from model import FRGeo
 
     try:
@@ -75,132 +55,114 @@ def build(dataset, arch, pool="frm", ground_size=None, aerial_size=None):
         raise UserError(f"{error} (--ground-size, --aerial-size)") from error
 
 
+def encoders(model):
+    return (model.query_net, model.ground_size), (model.reference_net, model.aerial_size)
+
+
 def count(model):
-    """`Complexity` of a pair of images of the model's own sizes."""
-    left_out = Counter()
-    encoders = ((model.query_net, model.ground_size), (model.reference_net, model.aerial_size))
-    ground, aerial = (count_macs(net, size, left_out) for net, size in encoders)
-    return Complexity(sum(p.numel() for p in model.parameters()), ground, aerial, left_out.pop(ATTENTION, 0), left_out)
-
-
-def count_macs(encoder, image_size, left_out):
-    """Multiply-adds of one image, by ptflops; operations that are none, and products of attention, go to `left_out`."""
+    """(parameters, multiply-adds of a pair, those of attention products); moves the model to the meta device."""
     import torch
-    from ptflops import get_model_complexity_info
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model.to("meta")
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+        for encoder, size in encoders(model):
+            encoder(torch.empty(1, 3, *size, device="meta"))
+    attention = sum(flops for op, flops in counter.get_flop_counts()["Global"].items() if "bmm" in str(op))
+    return sum(p.numel() for p in model.parameters()), counter.get_total_flops() // 2, attention // 2
+
+
+def cross_check(model):
+    """The GMACs of a pair by ptflops (ATen backend), as text."""
+    try:
+        from ptflops import get_model_complexity_info
+    except ImportError:
+        return "not installed"
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
-    def note(kind, operations):
-        left_out[kind] += operations
-        return 0
-
-    def convolution(inputs, outputs):  # (input, weight, bias, ...); weight is (out, in / groups, kh, kw)
-        note("biases", outputs[0].numel() if inputs[2] is not None else 0)
-        return outputs[0].numel() * inputs[1][0].numel()
-
-    def linear(inputs, outputs):  # (bias, input, weight)
-        note("biases", outputs[0].numel())
-        return inputs[1].numel() * inputs[2].shape[-1]
-
-    def attention(inputs, outputs):  # two stacks of matrices
-        macs = outputs[0].numel() * inputs[0].shape[-1]
-        note(ATTENTION, macs)
-        return macs
-
-    aten = torch.ops.aten
-    hooks = {
-        aten.convolution: convolution,
-        aten.addmm: linear,
-        aten.bmm: attention,
-        aten.native_layer_norm: lambda _, outputs: note("layer norms", 2 * outputs[0].numel()),
-        aten.gelu: lambda _, outputs: note("GELU", outputs[0].numel()),
-    }
-    hooks |= dict.fromkeys((aten._softmax, aten._safe_softmax), lambda _, outputs: note("softmax", outputs[0].numel()))
-    options = {"as_strings": False, "print_per_layer_stat": False, "backend": "aten", "custom_modules_hooks": hooks}
-    with sdpa_kernel(SDPBackend.MATH), torch.no_grad():  # attention as the plain products that ptflops knows
-        macs, _ = get_model_complexity_info(encoder, (3, *image_size), **options)
-    if macs is None:
-        raise UserError("ptflops could not run the network; its words stand above")
-    return int(macs)
+    options = {"as_strings": False, "print_per_layer_stat": False, "backend": "aten"}
+    with sdpa_kernel(SDPBackend.MATH):
+        macs = [get_model_complexity_info(net, (3, *size), **options)[0] for net, size in encoders(model)]
+    return "failed" if None in macs else f"{sum(macs) / 1e9:.2f}"
 
 
 def measure(model, runs, warm_up=2):
-    """`Measurement` of one pair on this machine: a GPU if there is one, else the CPU; float32."""
+    """Device (a GPU if there is one), sorted milliseconds of the runs of a pair, MiB of weights, of work above them."""
     import torch
 
-    from benchmarks.measure import measured
-
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model.to(device, memory_format=torch.channels_last)
-    images = [
-        torch.rand(1, 3, *size, device=device).contiguous(memory_format=torch.channels_last)
-        for size in (model.ground_size, model.aerial_size)
-    ]
-
-    @torch.inference_mode()
-    def encode():
-        model(*images)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-
+    gpu = torch.cuda.is_available()
+    layout = {"device": "cuda" if gpu else "cpu", "memory_format": torch.channels_last}
+    model.to(**layout)
+    images = [torch.rand(1, 3, *size).to(**layout) for _, size in encoders(model)]
+    if gpu:
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+    before = torch.cuda.memory_allocated() if gpu else resident("VmRSS")
     times = []
     for _ in range(warm_up + runs):
         started = time.perf_counter()
-        encode()
+        with torch.inference_mode():
+            model(*images)
+        if gpu:
+            torch.cuda.synchronize()
         times.append(1000 * (time.perf_counter() - started))
-    times = times[warm_up:]
-    weights = sum(p.numel() * p.element_size() for p in model.parameters()) / 2**20
-    return Measurement(statistics.median(times), min(times), max(times), weights, measured(encode, device).megabytes)
+    peak = torch.cuda.max_memory_allocated() if gpu else resident("VmHWM")
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    device = torch.cuda.get_device_name() if gpu else f"CPU, {torch.get_num_threads()} thread(s)"
+    return device, sorted(times[warm_up:]), weights / 2**20, (peak - before) / 2**20
 
 
-def tabulate(args):
-    """Markdown table, a row per data set and network, counted (and with --measure measured) one after the other."""
-    head = [
-        "data set",
-        "network",
-        "ground",
-        "aerial",
-        "parameters (M)",
-        "GMACs",
-        "of them attention",
-        "published",
-        "left out (10^9)",
-    ]
-    head += ["ms per pair (fastest to slowest)", "weights + work (MiB)"] if args.measure else []
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for dataset in args.dataset:
-        for arch in args.arch:
-            model = build(dataset, arch, args.pool, args.ground_size, args.aerial_size)
-            cells = [dataset, arch if args.pool == "frm" else f"{arch}, {args.pool}"]
-            cells += [" x ".join(map(str, size)) for size in (model.ground_size, model.aerial_size)]
-            cells += describe(count(model), published(dataset, arch, model))
-            if args.measure:
-                m = measure(model, args.runs)
-                cells += [f"{m.median:.1f} ({m.fastest:.1f} to {m.slowest:.1f})", f"{m.weights:.0f} + {m.work:.0f}"]
-            lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+def resident(field):
+    """Bytes of this process in memory: VmRSS now, VmHWM at the peak (Linux)."""
+    return 1024 * int(re.search(rf"{field}:\s+(\d+)", Path("/proc/self/status").read_text())[1])
 
 
-def describe(complexity, known):
-    """Cells of the table: parameters, GMACs, attention's share, the published GMACs (or None), what is left out."""
-    left_out = ", ".join(f"{kind} {n / 1e9:.3f}" for kind, n in sorted(complexity.left_out.items()) if n)
-    gmacs = f"{complexity.macs / 1e9:.2f}"
-    attention = f"{complexity.attention / 1e9:.2f}" if complexity.attention else ""
-    return [f"{complexity.parameters / 1e6:.2f}", gmacs, attention, f"{known}" if known else "", left_out]
+def row(dataset, arch, args):
+    """The table's line for a data set and a network."""
+    model = build(dataset, arch, args.pool, args.ground_size, args.aerial_size)
+    sizes, measured = (model.ground_size, model.aerial_size), []
+    if args.measure:
+        device, times, weights, work = measure(model, args.runs)
+        measured += [f"{statistics.median(times):.1f} ({times[0]:.1f} to {times[-1]:.1f})"]
+        measured += [f"{weights:.0f} + {work:.0f}", device]
+    counts = [f"{n / unit:.2f}" for n, unit in zip(count(model), (1e6, 1e9, 1e9), strict=True)]
+    own = arch == "convnext_tiny" and sizes == tuple(INPUT_SIZES[dataset])
+    network = arch if args.pool == "frm" else f"{arch}, {args.pool}"
+    cells = [dataset, network, *(f"{height} x {width}" for height, width in sizes), *counts]
+    return " | ".join([*cells, str(PUBLISHED_GMACS[dataset]) if own else "", cross_check(model), *measured])
 
 
-def published(dataset, arch, model):
-    """The published GMACs, where the network and its sizes are the paper's."""
-    sizes = (model.ground_size, model.aerial_size)
-    return PUBLISHED_GMACS.get(dataset) if arch == "convnext_tiny" and sizes == tuple(INPUT_SIZES[dataset]) else None
+def draw_bubbles(counted):
+    """The paper's motivation figure: bubbles with the area for the parameters if they are counted, else equal rings.
 
+    Args:
+        counted: (name, (parameters, multiply-adds, ...), R@1 in percent, colour) of each bubble.
+    """
+    import matplotlib.pyplot as plt
 
-def machine():
-    """What measurements were made on, in words."""
-    import torch
-
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    return f"CPU, {torch.get_num_threads()} thread(s)"
+    figure, axis = plt.subplots(figsize=(7.4, 4.6))
+    beside = {"textcoords": "offset points", "va": "center", "fontsize": 9}
+    ring = {"s": 130, "facecolors": "none", "edgecolors": "#555555", "linewidths": 1.4}
+    for name, (parameters, macs, *_), recall, colour in counted:
+        axis.scatter(macs / 1e9, recall, s=AREA * parameters / 1e6, color=colour, alpha=0.75, linewidths=0)
+        text = f"{name}\n{recall:.2f} %, {macs / 1e9:.2f} GFLOPs, {parameters / 1e6:.1f} M"
+        axis.annotate(text, (macs / 1e9, recall), (20, 0), color=colour, **beside)
+    for name, (recall, gflops) in OTHERS.items():
+        axis.scatter(gflops, recall, **ring)
+        axis.annotate(f"{name}\n{recall:.2f} %, {gflops}", (gflops, recall), (11, 0), color="#333333", **beside)
+    for n in (25, 50):
+        axis.scatter([], [], s=AREA * n, color=GREY, linewidths=0, label=f"counted here, {n} M parameters")
+    axis.scatter([], [], **ring, label="published GFLOPs, parameters not given")
+    axis.set(xlabel="GFLOPs of one pair (10$^9$ multiply-adds)", ylabel="CVUSA R@1 (%), as published")
+    axis.set(xlim=(0, 72), ylim=(86.6, 98.4))
+    axis.grid(alpha=0.25)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(loc="lower left", fontsize=8.5, edgecolor="none", framealpha=1, labelspacing=1.9, handletextpad=1.0)
+    figure.tight_layout()
+    return figure
 
 
 def main(argv=None):
@@ -214,13 +176,18 @@ def main(argv=None):
     parser.add_argument("--runs", type=positive, default=10, help="timed runs, after two that are not (default: 10)")
     parser.add_argument("--plot", type=Path, metavar="OUT", help="write the bubble plot to OUT.png and OUT.pdf")
     args = parser.parse_args(argv)
-    with mistakes_told("complexity.py"):
-        print(tabulate(args))
+    with handle_errors("complexity.py"):
+        head = HEAD + MEASURED * args.measure
+        rows = [row(dataset, arch, args) for dataset in args.dataset for arch in args.arch]
+        print(f"| {head} |\n|{'---|' * (head.count('|') + 1)}", *(f"| {line} |" for line in rows), sep="\n")
         if args.measure:
-            print(f"\nMeasured on: {machine()}; float32, batch of one pair, median of {args.runs} runs.")
-        print(CONVENTION)
+            print(f"\nMeasured: float32, batch of one pair, median of {args.runs} runs.")
+        print(
+            "\nGMACs: multiply-adds (10^9) of convolutions, linear layers and attention products of one ground and one "
+            "aerial image,\ncounted by torch.utils.flop_counter; ptflops (ATen backend) also counts biases."
+        )
         if args.plot:
-            counted = [(name, count(build("cvusa", arch)), recall) for name, arch, recall in COUNTED]
+            counted = [(name, count(build("cvusa", arch)), *more) for name, arch, *more in COUNTED]
             save_figure(draw_bubbles(counted), args.plot, dpi=160)
 
 

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# From nothing to retrieval: set up what is missing, make a procedural city, train FRGeo on it from random weights, look
-# up held-out places among 500 aerial images, and draw what was found. Arguments go to the training command.
+# From nothing to retrieval: install what is missing, make a procedural city, train FRGeo on it from random weights, find
+# held-out places among 500 aerial images, and draw the results. Arguments are passed to the training command.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/setup.sh requirements.txt
 
 data=data/quickstart
 out=runs/quickstart
-for ((i = 1; i <= $#; i++)); do # the folders that the arguments name, if they do
+for ((i = 1; i <= $#; i++)); do # --save_path and --data-root, if they are among the arguments
     next=$((i + 1))
     case ${!i} in
         --save_path | --save-path) out=${!next:-$out} ;;
@@ -19,7 +19,7 @@ done
 say() { printf '\n== %s\n' "$*"; }
 run() { echo "+ ${*/#"$PYTHON"/python}"; "$@"; }
 
-say "A city: 3,000 places to train on, 500 others to find (skipped where it is there already)"
+say "A city: 3,000 places to train on, 500 others to find (skipped if it exists)"
 run "$PYTHON" scripts/make_city.py --layout cvusa --out "$data" --train 3000 --test 500 --seed 0
 
 say "Training"
@@ -33,6 +33,6 @@ run "$PYTHON" train.py --dataset cvusa --data-root "$data" --save_path "$out" -e
 run "$PYTHON" scripts/plot_retrieval.py "$out"
 
 say "Places never seen in training"
-"$PYTHON" scripts/show_metrics.py "$out"
+"$PYTHON" scripts/report.py "this run=$out"
 echo
 echo "Look at $out/retrieval.png and $out/recall.png."

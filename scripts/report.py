@@ -1,63 +1,65 @@
 #!/usr/bin/env python
-"""Gather results into one Markdown table beside the published numbers.
+"""Print a table of evaluated runs beside the published numbers and beside chance.
 
     python scripts/report.py RESULT [RESULT ...] [--out results.md]
+    python scripts/report.py cvusa=result_cvusa cvact_test=result_cvact_test "my run=runs/mine"
 
-RESULT is a metrics.json, or a folder below which to look for them (previous-N folders are left out). Runs that differ
-only in their seed, by their args.json, share a row: mean ± standard deviation (of a sample, n - 1) over seeds. Where
-rows of one data set differ in flags, the row names them. Queries and gallery stand beside each row, for only numbers of
-the same gallery compare.
+RESULT is a metrics.json, or a folder that is searched for them (without its previous-N folders). Runs that differ only
+in their seed and in where and how they ran (--workers, --nprocs, --data-root ...) share a row: mean ± standard
+deviation (of a sample, n - 1) over seeds. If rows of one data set differ in other options, the row names these.
+NAME=RESULT names a row; a NAME of the paper's tables (cvusa, cvact, cvact_test, vigor, vigor_cross, cvusa_deit,
+cvact_deit, cvact_test_deit) adds (published, difference) to each value. Compare only rows with equal queries and
+gallery.
 """
 
 import json
-import statistics
 import sys
 from pathlib import Path
 from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils.arguments import Parser, mistakes_told
-from utils.errors import UserError
+from scripts.common import make_folder, named, spread
+from utils.options import Parser, UserError, build_parser, handle_errors, options_of
 from utils.paper import PUBLISHED_METRICS, published_name
+from utils.run_files import read_json, write_text
 
-MEASURES = ("R@1", "R@5", "R@10", "R@1%", "Hit", "Hit (top-1 covers)", "R@1 (5 m)")
-# Options that say how or where a run was made, not what was trained.
-MACHINERY = {
-    "seed", "save_path", "resume", "weights", "evaluate", "start_epoch", "workers", "cache", "print_freq",
-    "eval_batch_size", "device", "gpu", "rank", "dist_url", "dist_backend", "deterministic", "compile",
+CUTS = {"R@1": 1, "R@5": 5, "R@10": 10, "R@1%": None, "Hit": 1, "Hit (top-1 covers)": 4}  # chance is cut / gallery
+METRES = ("median error (m)", "mean error (m)", "within 25 m", "within 50 m", "within 100 m")
+MEASURES = (*CUTS, *METRES)
+NEAR = " (5 m)"  # ends the names of recalls for which any tile within 5 m counts
+DATA_SETS = {
+    "cvusa": "CVUSA", "cvact": "CVACT_val", "cvact_test": "CVACT_test", "vigor": "VIGOR same-area",
+    "vigor_cross": "VIGOR cross-area",
 }  # fmt: skip
+TITLES = DATA_SETS | {f"{name}_deit": f"{title}, FRM + WBL on DeiT-S/16" for name, title in DATA_SETS.items()}
 
 
 class Result(NamedTuple):
-    """One metrics.json and, where there is one beside it, its args.json."""
+    """A metrics.json, the args.json beside it ({} without one), and the row's name if one was given."""
 
     path: Path
     metrics: dict
     options: dict
+    name: str | None
 
     @property
-    def protocol(self):
-        return self.metrics["dataset"], self.metrics["split"]
+    def title(self):
+        return TITLES.get(self.name, self.name)
+
+    @property
+    def data(self):
+        """Data set and split."""
+        return f"{self.metrics['dataset']} {self.metrics['split']}"
 
     @property
     def published(self):
-        """The key of the published numbers to set beside it, or None."""
-        return published_name(*self.protocol, self.options.get("arch"))
+        """Key of the published numbers to set beside it, or None."""
+        return published_name(self.metrics["dataset"], self.metrics["split"], self.options.get("arch"))
 
     @property
-    def key(self):
-        """What runs of one row have in common."""
-        record = [self.metrics.get(k) for k in ("dataset", "split", "queries", "gallery", "labels")]
-        return json.dumps([record, self.weights, self.seen, self.settings], sort_keys=True)
-
-    @property
-    def seen(self):
-        """How an evaluation saw the panoramas, where that is not as in the paper."""
-        parts = [f"{self.metrics['fov']} degrees"] if self.metrics.get("fov", 360) != 360 else []
-        parts += ["unknown north"] if self.metrics.get("orientation") == "unknown" else []
-        parts += [f"{self.metrics['search_north']} directions tried"] if self.metrics.get("search_north") else []
-        return ", ".join(parts)
+    def size(self):
+        return f"{self.metrics.get('queries', '?')} / {self.metrics.get('gallery', '?')}"
 
     @property
     def weights(self):
@@ -66,150 +68,187 @@ class Result(NamedTuple):
         return "best epoch" if best else f"epoch {self.metrics.get('epoch')}"
 
     @property
-    def settings(self):
-        """Options that were given or have a value: a flag that an older run did not know is one left out."""
-        return {k: v for k, v in self.options.items() if k not in MACHINERY and v not in (None, False)}
+    def view(self):
+        """What the evaluation saw of the panoramas, if it was not all of them, aligned."""
+        parts = [f"{self.metrics['fov']} degrees"] if self.metrics.get("fov", 360) != 360 else []
+        parts += ["unknown north"] if self.metrics.get("orientation") == "unknown" else []
+        parts += [f"{self.metrics['search_north']} directions tried"] if self.metrics.get("search_north") else []
+        return ", ".join(parts)
 
     @property
-    def seed(self):
-        return self.options.get("seed")
+    def settings(self):
+        """The options that runs of one row have in common: {name: value} of those that are not off.
+
+        An older run lacks newer options, whose defaults change nothing, and `effective_tuple`, the pairs that one
+        loss saw: its --tuple-size says as much.
+        """
+        if not self.options:
+            return {}
+        options = vars(build_parser().parse_args([])) | self.options
+        if options.get("effective_tuple"):
+            options["gather"] = None
+        options["effective_tuple"] = options.get("effective_tuple") or options["tuple_size"]
+        other = {"seed", "tuple_size", *options_of("machine")}
+        return {name: value for name, value in options.items() if name not in other and value not in (None, False)}
+
+    @property
+    def row(self):
+        """What runs of one row have in common."""
+        labels = self.metrics.get("labels")
+        return json.dumps([self.name, self.size, labels, self.weights, self.view, self.settings], sort_keys=True)
 
 
-def find_results(paths):
-    """`Result`s of metrics.json files, or of all that lie in and below folders, each once.
+def find_results(sources):
+    """A `Result` for each metrics.json of [(name or None, file or folder), ...], once.
 
     Raises:
         UserError: nothing there, or a file that is no evaluation.
     """
-    files = []
-    for path in paths:
-        if path.is_file():
-            files.append(path)
-            continue
-        found = sorted(f for f in path.rglob("metrics.json") if not f.parent.name.startswith("previous-"))
-        if not found:
-            raise UserError(
-                f"{path} {'holds no metrics.json' if path.is_dir() else 'is not there'}; give a run's folder"
-            )
-        files += found
-    return [read_result(path) for path in dict.fromkeys(path.resolve() for path in files)]
+    found = {}
+    for name, source in sources:
+        files = [source] if source.is_file() else sorted(source.rglob("metrics.json"))
+        files = [f for f in files if source in (f, f.parent) or not f.parent.name.startswith("previous-")]
+        if not files:
+            wrong = "holds no metrics.json" if source.is_dir() else "does not exist"
+            raise UserError(f"{source} {wrong}; pass the folder of a run")
+        found |= dict.fromkeys((name, file.resolve()) for file in files)
+    return [read_result(path, name) for name, path in found]
 
 
-def read_result(path):
-    """The `Result` of a metrics.json. Raises UserError where it is none."""
-    args = path.with_name("args.json")
-    try:
-        metrics = json.loads(path.read_text(encoding="utf-8"))
-        options = json.loads(args.read_text(encoding="utf-8")) if args.is_file() else {}
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{path} or its args.json cannot be read ({error}); evaluate the run again") from error
-    if not (isinstance(options, dict) and isinstance(metrics, dict) and {"R@1", "dataset", "split"} <= metrics.keys()):
+def read_result(path, name=None):
+    """The `Result` of a metrics.json. Raises UserError if it is none."""
+    metrics, options = read_json(path), read_json(path.with_name("args.json"))
+    if not {"R@1", "dataset", "split"} <= metrics.keys():
         raise UserError(f"{path} holds no evaluation (R@1, dataset, split); expected a metrics.json of train.py")
-    counts = [metrics.get(name, 1) for name in ("queries", "gallery")]
-    numbers = [v for k, v in metrics.items() if k.startswith(("R@", "Hit"))]
+    counts = [metrics.get(key, 1) for key in ("queries", "gallery")]
+    numbers = [value for key, value in metrics.items() if key.startswith(MEASURES)]
     if not (all(isinstance(v, int | float) for v in numbers) and all(isinstance(v, int) and v > 0 for v in counts)):
-        raise UserError(f"{path} holds measures that are no numbers; evaluate the run again")
-    return Result(path, metrics, options)
+        raise UserError(f"{path} holds measures that are not numbers; evaluate the run again")
+    return Result(path, metrics, options, name)
 
 
-def group(results):
-    """{protocol: [[Result of a seed, ...] of each row]}, in the order they were given."""
-    protocols = {}
-    for result in results:
-        protocols.setdefault(result.protocol, {}).setdefault(result.key, []).append(result)
-    return {protocol: list(rows.values()) for protocol, rows in protocols.items()}
+def chance(measure, gallery):
+    """Percent that a random ranking of the gallery reaches; None for metres."""
+    if measure not in CUTS:
+        return None
+    cut = CUTS[measure] or max(1, gallery // 100)
+    gallery = max(1, gallery - 3) if measure == "Hit" else gallery  # the three semi-positives are left out
+    return 100 * min(cut, gallery) / gallery
 
 
-def spread(values, digits=2):
-    """Mean and, of several, the sample's standard deviation, as text."""
-    if not values:
-        return ""
-    deviation = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.{digits}f}{deviation}"
+def tabulate(results):
+    """The Markdown table, without empty columns."""
+    rows = [["data set", "run", "seeds", "queries / gallery", *MEASURES]]
+    for data in dict.fromkeys(result.data for result in results):
+        mine = [result for result in results if result.data == data]
+        for key in dict.fromkeys(result.published for result in mine if result.name is None and result.published):
+            who = "published, DeiT-S/16" if key.endswith("_deit") else "published"
+            rows.append([data, who, "", "", *(number(PUBLISHED_METRICS[key].get(m)) for m in MEASURES)])
+        grouped = {}
+        for result in mine:
+            grouped.setdefault(result.row, []).append(result)
+        for group in grouped.values():
+            title = group[0].title or label(group[0], [other[0] for other in grouped.values() if not other[0].name])
+            rows += result_rows(data, title, group)
+        sizes = dict.fromkeys((r.size, r.metrics["gallery"]) for r in mine if "gallery" in r.metrics)
+        for size, gallery in sizes:
+            filled = {measure for r in mine if r.size == size for measure in r.metrics}
+            cells = [number(chance(measure, gallery) if measure in filled else None) for measure in MEASURES]
+            rows.append([data, "chance", "", size, *cells])
+    columns = [column for column in zip(*rows, strict=True) if any(column[1:])]
+    widths = [max(map(len, column)) for column in columns]
+    lines = [[text.ljust(width) for text, width in zip(row, widths, strict=True)] for row in zip(*columns, strict=True)]
+    lines.insert(1, ["-" * width for width in widths])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def label(row, rows):
-    """What sets a row apart from the others of its data set: weights or epoch, and the flags that differ."""
-    settings = [other[0].settings for other in rows]
-    mine = row[0].settings
-    names = dict.fromkeys(name for s in settings for name in s)
-    differing = [name for name in names if len({json.dumps(s.get(name)) for s in settings}) > 1]
-    parts = [mine.get("arch", ""), *(flag(name, mine.get(name)) for name in differing if name != "arch")]
-    if len({other[0].weights for other in rows}) > 1 or not mine:
-        parts.append(row[0].weights)
-    parts.append(row[0].seen)
-    return " ".join(filter(None, parts))
+def result_rows(data, title, group):
+    """The table row of runs that differ in their seed; CVACT's test split has a second one, any tile within 5 m."""
+    known = PUBLISHED_METRICS.get(group[0].name, {})
+    rows = []
+    for suffix, remark in (("", ""), (NEAR, ", any tile within 5 m")):
+        values = {m: [r.metrics[m + suffix] for r in group if m + suffix in r.metrics] for m in MEASURES}
+        if any(values.values()):
+            cells = [cell(values[m], known.get(m)) for m in MEASURES]
+            rows.append([data, f"{title}{remark}".removeprefix(", "), seeds(group), group[0].size, *cells])
+    return rows
+
+
+def number(value):
+    return "" if value is None else f"{value:.2f}"
+
+
+def cell(values, published=None):
+    """Mean and spread and, in brackets, the published value and the difference from it."""
+    if published is None or not values:
+        return spread(values)
+    return f"{spread(values)} ({published:.2f}, {sum(values) / len(values) - published:+.2f})"
+
+
+def seeds(group):
+    """The seeds of a row; how many runs if they have none on record or share one."""
+    found = [result.options.get("seed") for result in group]
+    if None in found or len(set(found)) < len(found):
+        return f"{len(group)} run{'s' if len(group) > 1 else ''}"
+    return ", ".join(map(str, sorted(found)))
+
+
+def label(result, others):
+    """What distinguishes a row from the others of its data set: network, differing options, weights, and the view."""
+    every = [other.settings for other in others]
+    names = dict.fromkeys(name for settings in every for name in settings if name != "arch")
+    differing = [name for name in names if len({json.dumps(settings.get(name)) for settings in every}) > 1]
+    parts = [result.settings.get("arch"), *(flag(name, result.settings.get(name)) for name in differing)]
+    if len({other.weights for other in others}) > 1 or not result.settings:
+        parts.append(result.weights)
+    return " ".join(filter(None, [*parts, result.view]))
 
 
 def flag(name, value):
-    """An option as it is written on the command line; nothing for a switch that is off."""
+    """An option as it is written on the command line; nothing for one that is off."""
     if value in (None, False):
         return ""
+    if name == "effective_tuple":
+        return f"loss over {value} pairs"
     text = " ".join(map(str, value)) if isinstance(value, list) else str(value)
     return f"`--{name.replace('_', '-')}{'' if value is True else ' ' + text}`"
 
 
-def tabulate(results):
-    """The Markdown table: for each data set the published row, where there is one, and a row per setting."""
-    groups = group(results)
-    measures = [name for name in MEASURES if any(name in result.metrics for result in results)]
-    lines = ["| data set | run | seeds | queries / gallery | " + " | ".join(measures) + " |"]
-    lines.append("|---|---|---|---|" + "---|" * len(measures))
-    for (dataset, split), rows in groups.items():
-        name = f"{dataset} {split}"
-        for published in filter(None, dict.fromkeys(row[0].published for row in rows)):
-            known = PUBLISHED_METRICS[published]
-            cells = [f"{known[m]:.2f}" if m in known else "" for m in measures]
-            who = "published, DeiT-S/16" if published.endswith("_deit") else "published"
-            lines.append(f"| {name} | {who} | | | " + " | ".join(cells) + " |")
-        for row in rows:
-            cells = [spread([r.metrics[m] for r in row if m in r.metrics]) for m in measures]
-            size = f"{row[0].metrics.get('queries', '?')} / {row[0].metrics.get('gallery', '?')}"
-            lines.append(f"| {name} | {label(row, rows)} | {seeds(row)} | {size} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def seeds(row):
-    """The seeds of a row; how many runs where they have none on record or share one."""
-    found = [result.seed for result in row]
-    if None in found or len(set(found)) < len(found):
-        return f"{len(row)} run{'s' if len(row) > 1 else ''}"
-    return ", ".join(map(str, sorted(found)))
-
-
-def left_out(metrics):
-    """A sentence on what an evaluation left out for want of its files; None where it had them all."""
-    found = {"pairs": metrics.get("missing_pairs"), "tiles of the gallery": metrics.get("missing_tiles")}
-    told = " and ".join(f"{count} {what}" for what, count in found.items() if count)
-    return f"{told} were missing and are not counted." if told else None
-
-
 def remarks(results):
     """Sentences on what a reader of the table must know."""
-    out = ["Percent; mean ± standard deviation over seeds where there are several."]
-    if any(result.published for result in results):
+    out = ["Percent (errors in metres); mean ± standard deviation over seeds. Chance: a random order of the gallery."]
+    if any(result.name in PUBLISHED_METRICS or (result.name is None and result.published) for result in results):
         out.append("Published: the paper's numbers, on the whole official test split of the real data set.")
-    out += [f"{result.path}: {told}" for result in results if (told := left_out(result.metrics))]
-    without = [str(result.path) for result in results if not result.options]
-    if without:
+    if any(result.name in PUBLISHED_METRICS for result in results):
+        out.append("In brackets: published, and the difference.")
+    for result in results:
+        counts = {"pairs": result.metrics.get("missing_pairs"), "tiles": result.metrics.get("missing_tiles")}
+        if missing := " and ".join(f"{count} {what}" for what, count in counts.items() if count):
+            out.append(f"{result.title or result.path}: {missing} were missing and are not counted.")
+    if without := [str(result.path) for result in results if not result.options]:
         out.append(f"No args.json, so the settings are unknown: {', '.join(without)}.")
     return "\n".join(out)
 
 
+def source(text):
+    """RESULT or NAME=RESULT -> (name or None, path)."""
+    if "=" not in text or Path(text).exists():
+        return None, Path(text)
+    name, path = named(text)
+    return name, Path(path)
+
+
 def main(argv=None):
     parser = Parser(__doc__)
-    parser.add_argument("results", nargs="+", type=Path, metavar="RESULT", help="metrics.json files, or folders")
+    parser.add_argument("results", nargs="+", type=source, metavar="RESULT", help="[NAME=]metrics.json or folder")
     parser.add_argument("--out", type=Path, help="also write the table to this file")
     args = parser.parse_args(argv)
-    with mistakes_told("report.py"):
+    with handle_errors("report.py"):
         results = find_results(args.results)
         text = f"{tabulate(results)}\n\n{remarks(results)}"
         if args.out:
-            try:
-                args.out.parent.mkdir(parents=True, exist_ok=True)
-                args.out.write_text(text + "\n", encoding="utf-8")
-            except OSError as error:
-                raise UserError(f"--out {args.out} cannot be written ({error}); give another file") from error
+            make_folder(args.out.parent)
+            write_text(args.out, text + "\n")
         print(text)
 
 

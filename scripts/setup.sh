@@ -8,7 +8,25 @@
 requirements=$1
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 
-satisfied() { "$1" scripts/check_environment.py "$requirements" >/dev/null 2>&1; }
+satisfied() { # PYTHON: whether it is new enough and has the packages; packaging comes with matplotlib, which is required
+    "$1" - "$requirements" >/dev/null 2>&1 <<'CODE'
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from packaging.requirements import Requirement
+
+def check(file):
+    for line in filter(None, (line.split("#")[0].strip() for line in file.read_text("utf-8").splitlines())):
+        if line.startswith("-r"):
+            check(file.parent / line[2:].strip())
+        else:
+            needed = Requirement(line)
+            assert needed.specifier.contains(version(needed.name), prereleases=True)
+
+assert sys.version_info >= (3, 10)
+check(Path(sys.argv[1]))
+CODE
+}
 
 PYTHON=$(command -v python3 || command -v python || true)
 if [ -z "$PYTHON" ]; then

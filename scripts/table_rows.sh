@@ -1,17 +1,17 @@
-# Sourced by table1_cvusa.sh, table2_cvact.sh, table3_vigor.sh, transfer.sh and fov.sh: what their rows are made of.
+# Sourced by table1_cvusa.sh, table2_cvact.sh, table3_vigor.sh, transfer.sh and fov.sh: the functions of their rows.
 #
-#   EVAL=1      evaluate weights that lie in ./result_<row>, such as released ones, and train nothing
-#   SMOKE=1     the whole chain with small networks on a small procedural city, in runs/smoke_<table>
-#   ROWS="a b"  these rows only, by the names of their functions
+#   EVAL=1      evaluate weights in ./result_<row>, such as released ones, without training
+#   SMOKE=1     all steps with small networks on a small procedural city, in runs/smoke_<table>
+#   ROWS="a b"  only these rows, by the names of their functions
 #
-# Arguments go to every call of train.py, after the rows' own: --data-root DIR, --workers 8, --cache DIR ...
-# A training that was interrupted goes on when the script is run again; one that is finished is not run again.
+# Arguments are passed to every call of train.py, after the rows' own: --data-root DIR, --workers 8, --cache DIR ...
+# Run an interrupted script again to continue its training; finished trainings are not run again.
 
 source scripts/setup.sh requirements.txt
 
 arguments=(--multiprocessing-distributed --world-size 1 --rank 0 "$@")
 folder=.
-compared=()
+evaluated=()
 say() { printf '\n== %s\n' "$*"; }
 run() { echo "+ ${*/#"$PYTHON"/python}"; "$@"; }
 
@@ -23,18 +23,18 @@ else
     arguments=(--dist-url tcp://localhost:8080 "${arguments[@]}")
 fi
 
-# The published settings of a data set, with its tuple on any number of GPUs: 16 pairs of 32, VIGOR 8 of 16.
+# The published settings of a data set, with the published tuple on any number of GPUs: 16 pairs of 32, VIGOR 8 of 16.
 recipe() {
     local common="--epochs 50 --op sam --wd 0.03 --mining --cos --asam --rho 2.5"
     case $1 in
-        vigor) echo "--lr 0.00005 --batch-size 16 --tuple-size 8 $common" ;;
+        vigor*) echo "--lr 0.00005 --batch-size 16 --tuple-size 8 $common" ;;
         *) echo "--lr 0.0001 --batch-size 32 --tuple-size 16 $common" ;;
     esac
 }
 convnext="--dim 3072"
 deit="--arch deit_small_distilled_patch16_224 --dim 1536" # TransGeo's stage 1
 
-# With SMOKE=1: what makes a call of train.py with these flags small. Ground width 512 leaves 90 degrees four columns.
+# With SMOKE=1: flags that make a call of train.py with these flags small. At width 512, 90 degrees have four columns.
 smoke() {
     [ -n "${SMOKE:-}" ] || return 0
     local flags=" $* " arch=test_convnext width=512 dataset
@@ -45,7 +45,7 @@ smoke() {
     [[ $flags == *" -e "* ]] || echo "--pretrained none --epochs 1 --batch-size 4 --tuple-size 4 --seed 0"
 }
 
-# A city in the layouts given, with SMOKE=1.
+# With SMOKE=1: a small city in each of the layouts given.
 smoke_city() {
     [ -n "${SMOKE:-}" ] || return 0
     local layout size
@@ -57,7 +57,7 @@ smoke_city() {
     done
 }
 
-# train ROW FLAGS...: train into ./result_ROW, or go on where an earlier call was stopped.
+# train ROW FLAGS...: train into ./result_ROW, or resume an interrupted training.
 train() {
     local out=$folder/result_$1 more=()
     shift
@@ -75,7 +75,7 @@ weights() {
     done
 }
 
-# evaluate ROW NAME FROM FLAGS...: evaluate the weights of row FROM into ./result_ROW, to be compared under NAME.
+# evaluate ROW NAME FROM FLAGS...: evaluate the weights of row FROM into ./result_ROW; the table calls it NAME.
 evaluate() {
     local row=$1 name=$2 from=$3
     shift 3
@@ -85,10 +85,18 @@ evaluate() {
     fi
     run "$PYTHON" -u train.py --save_path "$folder/result_$row" --weights "$(weights "$from")" \
         -e "$@" $(smoke -e "$@") "${arguments[@]}"
-    compared+=("$name=$folder/result_$row")
+    evaluated+=("$name=$folder/result_$row")
 }
 
-# rows NAME...: these functions, or those that ROWS names; then the table of all that was evaluated.
+# train_and_evaluate ROW FLAGS...: a row of a published table, ROW being its name in scripts/report.py.
+train_and_evaluate() {
+    local row=$1
+    shift
+    train "$row" $(recipe "$row") "$@"
+    evaluate "$row" "$row" "$row" "$@"
+}
+
+# rows NAME...: call these functions, or those in ROWS; then print the table of all evaluations.
 rows() {
     local row
     for row in ${ROWS:-}; do
@@ -99,7 +107,7 @@ rows() {
         say "$row"
         "$row"
     done
-    [ ${#compared[@]} -gt 0 ] || stop "nothing was evaluated; put weights into $folder/result_<row>, or leave EVAL out"
+    [ ${#evaluated[@]} -gt 0 ] || stop "nothing was evaluated; put weights into $folder/result_<row>, or omit EVAL"
 }
 
 stop() {
@@ -107,10 +115,10 @@ stop() {
     exit 2
 }
 
-# What was evaluated, also where a later row has failed.
+# The table of all evaluations, even if a later row has failed.
 table() {
-    [ ${#compared[@]} -gt 0 ] || return 0
-    [ -z "${SMOKE:-}" ] || say "SMOKE=1: small networks on a small city; the published numbers are of the real data"
+    [ ${#evaluated[@]} -gt 0 ] || return 0
+    [ -z "${SMOKE:-}" ] || say "SMOKE=1: small networks on a small city; the published numbers are for the real data"
     echo
-    "$PYTHON" scripts/compare.py "${compared[@]}"
+    "$PYTHON" scripts/report.py "${evaluated[@]}"
 }

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # From one data set or city to another. Rows: pairs (CVUSA's weights on CVACT_val, and back), cities (VIGOR: trained in
-# one city, looked up in each of them; same-area lists, the gallery is that city's).
+# one city, evaluated in each; same-area lists, that city's gallery).
 #
-#   FRGEO_DATA=DIR bash scripts/transfer.sh                          DIR holds all data sets; trains what is not there
+#   FRGEO_DATA=DIR bash scripts/transfer.sh                          DIR holds all data sets; trains what is missing
 #   ROWS=cities CITIES="NewYork Chicago" bash scripts/transfer.sh    two cities instead of four
 #   EVAL=1 bash scripts/transfer.sh --data-root DIR                  the weights in ./result_cvusa, ./result_cvact ...
-#   SMOKE=1 bash scripts/transfer.sh                                 the chain on a small procedural city
+#   SMOKE=1 bash scripts/transfer.sh                                 all steps, small, on small procedural cities
 #
-# scripts/table_rows.sh says what else it listens to.
+# Other variables and arguments: see scripts/table_rows.sh.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/table_rows.sh
