@@ -11,9 +11,10 @@ from pathlib import Path
 import torch
 
 from benchmarks import evaluation, loading, measure, mining, step
-from utils.arguments import Parser, mistakes_told
-from utils.launch import choose_device, cores
+from utils.distributed import choose_device
 from utils.logging import versions
+from utils.options import Parser, handle_errors
+from utils.workers import cores
 
 
 def machine(device):
@@ -30,7 +31,7 @@ def main(argv=None):
     parser.add_argument("--scale", default="small", choices=("small", "cvusa", "vigor"))
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args(argv)
-    with mistakes_told("python -m benchmarks"):
+    with handle_errors("python -m benchmarks"):
         measure_all(args.scale, choose_device(args.device).type)
 
 

@@ -12,8 +12,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils.arguments import Parser, mistakes_told, positive
-from utils.errors import UserError
+from utils.options import Parser, UserError, handle_errors, positive
 
 BINS = 6  # per channel
 AERIAL_QUADRANTS = ((1, 0), (0, 0), (0, 1), (1, 1))  # SW, NW, NE, SE: (row half, column half), the order of the strips
@@ -101,7 +100,7 @@ def main(argv=None):
     parser.add_argument("--split", default="val", choices=("train", "val"))
     parser.add_argument("--limit", type=positive, default=500, help="size of the gallery (default: %(default)s)")
     args = parser.parse_args(argv)
-    with mistakes_told("city_baselines.py"):
+    with handle_errors("city_baselines.py"):
         results, count = run(args.root, args.split, args.limit)
     print(f"R@1 in a gallery of {count} (chance {100 / count:.1f} %):")
     for name, value in results.items():

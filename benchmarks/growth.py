@@ -16,10 +16,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 import torch
 
-from benchmarks.measure import measured
-from utils.arguments import Parser, mistakes_told, positive
-from utils.errors import UserError
+from benchmarks.measure import measured, save_plot
 from utils.metrics import rank_queries
+from utils.options import Parser, UserError, handle_errors, positive
 
 ON_DISK = 1_000_000
 
@@ -50,8 +49,6 @@ def measure(count, queries, dim, folder):
 def draw(sizes, seconds, megabytes, out):
     import matplotlib.pyplot as plt
 
-    from scripts.figures import save_figure
-
     figure, (time, memory) = plt.subplots(1, 2, figsize=(9, 3.6))
     time.plot(sizes, seconds, "o-", color="C3")
     time.plot(sizes, [seconds[-1] * s / sizes[-1] for s in sizes], "--", color="C7", label="in proportion")
@@ -63,7 +60,7 @@ def draw(sizes, seconds, megabytes, out):
         axis.set(xlabel="gallery", xscale="log")
         axis.grid(alpha=0.3)
     figure.tight_layout()
-    save_figure(figure, out)
+    save_plot(figure, out)
 
 
 def main(argv=None):
@@ -74,7 +71,7 @@ def main(argv=None):
     parser.add_argument("--scratch", help="folder for galleries on disk (default: the system's)")
     parser.add_argument("--out", type=Path, help="write the plot to OUT.png and OUT.pdf")
     args = parser.parse_args(argv)
-    with mistakes_told("python -m benchmarks.growth"):
+    with handle_errors("python -m benchmarks.growth"):
         sizes = [n for n in (1_000, 3_000, 10_000, 30_000, 100_000, 300_000, 1_000_000) if n <= args.largest]
         if not sizes:
             raise UserError(f"--largest {args.largest} leaves nothing to measure; give at least 1000")

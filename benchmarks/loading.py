@@ -21,11 +21,11 @@ from torchvision import transforms
 from benchmarks.measure import in_turns
 from dataset import CVACT, CVUSA, VIGOR
 from dataset.city import write_city
-from utils.arguments import Parser, mistakes_told, positive
-from utils.images import IMAGENET_MEAN, IMAGENET_STD, collate, to_device
-from utils.launch import keep_freed_memory
-from utils.narrow import slices
+from dataset.transforms import IMAGENET_MEAN, IMAGENET_STD, collate, to_device
+from utils.options import Parser, handle_errors, positive
 from utils.paper import INPUT_SIZES
+from utils.ranking import slices
+from utils.seeding import set_kernels
 
 BATCH = 16
 PASSES = 4  # over the pairs, in one measurement
@@ -104,7 +104,7 @@ def compare(layout, folder, pairs, rounds):
 
 def run(pairs=24, rounds=3):
     """Lines of the table."""
-    keep_freed_memory()  # for all, as train.py does
+    set_kernels(deterministic=False)  # for all, as train.py does
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -118,7 +118,7 @@ def main(argv=None):
     parser = Parser(__doc__)
     parser.add_argument("--pairs", type=positive, default=24, help="pairs of each layout (default: 24)")
     args = parser.parse_args(argv)
-    with mistakes_told("python -m benchmarks.loading"):
+    with handle_errors("python -m benchmarks.loading"):
         print(HEADER)
         for line in run(args.pairs):
             print(line)

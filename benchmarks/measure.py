@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 import torch
 
-from utils.arguments import Parser, mistakes_told, on_terminal
-from utils.launch import choose_device
+from utils.distributed import choose_device
+from utils.logging import on_terminal
+from utils.options import Parser, UserError, handle_errors
 
 
 class Measure(NamedTuple):
@@ -57,11 +58,23 @@ def print_table(doc, sizes, run, argv=None):
     parser.add_argument("--scale", default="small", choices=sizes)
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args(argv)
-    with mistakes_told(parser.prog):
+    with handle_errors(parser.prog):
         device = choose_device(args.device).type
         print(HEADER)
         for line in run(args.scale, device):
             print(line, flush=True)
+
+
+def save_plot(figure, out):
+    """Write a matplotlib figure to OUT.png and OUT.pdf, in a folder that is made if it is missing."""
+    out = Path(out)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        for ending in ("png", "pdf"):
+            figure.savefig(out.with_name(f"{out.name}.{ending}"), dpi=130)
+    except OSError as error:
+        raise UserError(f"{out} cannot be written ({error}); pass another --out") from error
+    print(f"wrote {out}.png and .pdf")
 
 
 def say(text):

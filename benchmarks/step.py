@@ -18,12 +18,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 import torch.nn.functional as F
 
-from benchmarks.measure import in_turns, measured
+from benchmarks.measure import in_turns, measured, save_plot
 from criterion import SAM, WBLoss
-from criterion.step import train_step
 from model import FRGeo
-from utils.arguments import Parser, mistakes_told, positive
-from utils.launch import choose_device, keep_freed_memory
+from train import train_step
+from utils.distributed import choose_device
+from utils.options import Parser, handle_errors, positive
+from utils.seeding import set_kernels
 
 LR, DECAY, RHO = 1e-4, 0.03, 2.5
 HEADER = "| a step of {batch} {dataset} pairs | time | memory | faster | off by |\n|---|---|---|---|---|"
@@ -101,12 +102,12 @@ class PlainStep:
 
 
 class OurStep:
-    """`criterion.step.train_step` on its own copy of a model."""
+    """`train.train_step` on its own copy of a model."""
 
     def __init__(self, model, images, amp, compiled):
         device = images[0].device
         self.model = copy.deepcopy(model).to(memory_format=torch.channels_last)
-        self.model.tune(compiled=compiled)
+        self.model.optimize(compiled=compiled)
         self.images = [image.contiguous(memory_format=torch.channels_last) for image in images]
         self.optimizer = SAM(
             self.model.parameters(), torch.optim.AdamW, RHO, adaptive=True, lr=LR, weight_decay=DECAY, fused=True
@@ -131,7 +132,7 @@ def make(dataset, batch, device):
 
 def run(batch=8, dataset="cvusa", device="cpu", compiled=False, rounds=2):
     """Lines of the table."""
-    keep_freed_memory()  # for both, as train.py does
+    set_kernels(deterministic=False)  # for both, as train.py does
     model, images = make(dataset, batch, device)
     ways = {"as published": PlainStep(model, images)}
     modes = {name: mode for name, mode in MODES.items() if compiled or not mode[1]}
@@ -151,8 +152,6 @@ def run(batch=8, dataset="cvusa", device="cpu", compiled=False, rounds=2):
 
 def growth(dataset, device, largest, out):
     """Time of a bfloat16 step over the batch size, as a line of the table each and a plot OUT.png, OUT.pdf."""
-    from scripts.figures import save_figure
-
     sizes = [2**i for i in range(1, 12) if 2**i < largest] + [largest]
     model, images = make(dataset, largest, device)
     seconds = []
@@ -169,7 +168,7 @@ def growth(dataset, device, largest, out):
     axis.set(xlabel="pairs in a batch", ylabel="seconds a step (ASAM)", xlim=(0, None), ylim=(0, None))
     axis.grid(alpha=0.3)
     figure.tight_layout()
-    save_figure(figure, out)
+    save_plot(figure, out)
 
 
 def main(argv=None):
@@ -180,7 +179,7 @@ def main(argv=None):
     parser.add_argument("--compile", action="store_true", help="also the compiled step")
     parser.add_argument("--growth", type=Path, metavar="OUT", help="instead, the step over batches up to --batch")
     args = parser.parse_args(argv)
-    with mistakes_told("python -m benchmarks.step"):
+    with handle_errors("python -m benchmarks.step"):
         device = choose_device(args.device).type
         if args.growth:
             growth(args.dataset, device, args.batch, args.growth)
