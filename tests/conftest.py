@@ -21,15 +21,21 @@ def roots(tmp_path_factory):
     return {name: make_data.WRITERS[name](base / name) for name in make_data.WRITERS}
 
 
-@pytest.fixture(scope="session")
-def city_roots(tmp_path_factory):
-    """The three layouts as the procedural city writes them: {"cvusa": path, "cvact": ..., "vigor": ...}."""
-    from dataset.city import write_city
+@pytest.fixture
+def refused(capsys):
+    """refused(main, *arguments): the error of a command that ends with code 2, one line and no traceback.
 
-    base = tmp_path_factory.mktemp("city")
-    count = {"train": make_data.TRAIN, "test": make_data.TEST}
-    return {
-        "cvusa": write_city("cvusa", base / "cvusa", **count, jobs=2),
-        "cvact": write_city("cvact", base / "cvact", **count, val=make_data.TEST, jobs=2),
-        "vigor": write_city("vigor", base / "vigor", cities=4, panoramas=24, tiles=make_data.CITY_TILES, jobs=2),
-    }
+    The tree of files that was expected may follow where --data-root is wrong.
+    """
+
+    def refusal(main, *arguments):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            main([str(argument) for argument in arguments])
+        error = capsys.readouterr().err.strip()
+        first, *tree = error.splitlines()
+        assert stop.value.code == 2 and "Traceback" not in error
+        assert not tree or first.endswith(("; expected:", "; pass the folder that holds:"))
+        return error
+
+    return refusal

@@ -1,5 +1,6 @@
 """Small copies of the layouts, written with nothing but NumPy, Pillow and SciPy, and runs on them."""
 
+import json
 import signal
 
 import numpy as np
@@ -12,12 +13,12 @@ import train
 TRAIN, TEST = 40, 7
 CITIES = ("NewYork", "Seattle", "SanFrancisco", "Chicago")
 GRID = 12  # tiles along each side of a test city
-CITY_TILES = 64  # of each city of the procedural VIGOR
 SMALL = [
     *("--arch", "test_convnext", "--dim", "256", "--pretrained", "none"),
     *("--ground-size", "32", "128", "--aerial-size", "64", "64", "--workers", "0", "--seed", "3"),
 ]
 
+ADAMW = ["--op", "adamw", "--lr", "0.001", "--wd", "0.03", "--batch-size", "8"]
 ASAM = [
     *("--op", "sam", "--asam", "--rho", "0.5", "--lr", "0.001", "--wd", "0.03", "--batch-size", "8"),
     *("--mining", "--cos"),
@@ -25,21 +26,31 @@ ASAM = [
 
 
 def stopped_after(epochs, arguments):
-    """Run train.main with the arguments until so many epochs are saved, as if killed then."""
+    """Run train.main with the arguments until so many epochs are complete, as if killed then."""
 
     class StopError(Exception):
         pass
 
-    def stop(self, line, is_best, **state):
-        save(self, line, is_best, **state)
+    def stop(self, line):
+        add(self, line)
         if line["epoch"] == epochs:
             raise StopError
 
-    save = train.RunFiles.save_epoch
+    add = train.RunFiles.add_epoch
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train.RunFiles, "save_epoch", stop)
+        patch.setattr(train.RunFiles, "add_epoch", stop)
         with pytest.raises(StopError):
             train.main(arguments)
+
+
+def history(folder):
+    """The lines of a run's metrics.jsonl."""
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def record(folder):
+    """A run's metrics.json."""
+    return json.loads((folder / "metrics.json").read_text())
 
 
 def heed_ctrl_c():
@@ -62,8 +73,7 @@ def write_image(path, size, seed):
     Image.fromarray((image + rng.integers(-8, 8, image.shape)).clip(0, 255).astype(np.uint8)).save(path)
 
 
-def write_cvusa(root, train=TRAIN, val=TEST):
-    first = 0
+def write_cvusa(root, train=TRAIN, val=TEST, first=0):
     for split, count in (("train", train), ("val", val)):
         lines = []
         for i in range(first, first + count):

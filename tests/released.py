@@ -10,14 +10,14 @@ import torch
 PARITY = Path(__file__).parent / "parity"
 
 
-def released_state():
-    """{key: float32 tensor} of a released checkpoint, `module.` prefixes and Facebook's names included."""
-    shapes = json.loads((PARITY / "released_checkpoint_keys.json").read_text())
+def released_state(keys="released_checkpoint_keys.json"):
+    """{key: float32 tensor} for the keys and shapes of a file in tests/parity, in the published key style."""
+    shapes = json.loads((PARITY / keys).read_text())
     return {key: torch.from_numpy(_values(key, shape)) for key, shape in shapes.items()}
 
 
-def write_released(path, **changes):
-    state = {"epoch": 48, "state_dict": released_state(), "best_acc1": np.float64(97.06), "optimizer": {}}
+def write_released(path, keys="released_checkpoint_keys.json", **changes):
+    state = {"epoch": 48, "state_dict": released_state(keys), "best_acc1": np.float64(97.06), "optimizer": {}}
     torch.save(state | changes, path)
     return path
 

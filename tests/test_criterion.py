@@ -1,3 +1,6 @@
+"""Losses and SAM against their definitions written out."""
+
+import contextlib
 import copy
 import pickle
 
@@ -6,19 +9,21 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn.functional import normalize
 
 from criterion import SAM, SoftTripletLoss, TupleLoss, WBLoss
+from criterion.build import build_optimizer, set_learning_rate
+from model import FRGeo
+from train import train_step
+from utils.options import parse_args
+
+LOSSES = pytest.mark.parametrize("loss", [WBLoss(), SoftTripletLoss()])
 
 
 def pairs(b, d, seed=0, dtype=torch.float64):
     g = torch.Generator().manual_seed(seed)
     q = torch.randn(b, d, generator=g, dtype=torch.float64)
     return q.to(dtype), (0.5 * q + torch.randn(b, d, generator=g, dtype=torch.float64)).to(dtype)
-
-
-def similarities(q, k):
-    q, k = q.numpy(), k.numpy()
-    return (q / np.linalg.norm(q, axis=1)[:, None]) @ (k / np.linalg.norm(k, axis=1)[:, None]).T
 
 
 def wbl_by_definition(s, alpha):
@@ -30,18 +35,15 @@ def wbl_by_definition(s, alpha):
 
 
 def triplet_by_definition(s, alpha):
-    b = len(s)
-    terms = [
-        np.log(1 + np.exp(alpha * (m[i, j] - m[i, i]))) for m in (s, s.T) for i in range(b) for j in range(b) if i != j
-    ]
-    return np.mean(terms)
+    ordered = [(m, i, j) for m in (s, s.T) for i in range(len(s)) for j in range(len(s)) if i != j]
+    return np.mean([np.log(1 + np.exp(alpha * (m[i, j] - m[i, i]))) for m, i, j in ordered])
 
 
 @settings(deadline=None, max_examples=40)
 @given(b=st.integers(2, 12), d=st.integers(2, 40), alpha=st.floats(0.1, 60), seed=st.integers(0, 99))
 def test_losses_are_their_definitions(b, d, alpha, seed):
     q, k = pairs(b, d, seed)
-    s = similarities(q, k)
+    s = (normalize(q, dim=1) @ normalize(k, dim=1).T).numpy()
     for loss, definition in ((WBLoss, wbl_by_definition), (SoftTripletLoss, triplet_by_definition)):
         value, positive, negative = loss(alpha)(q, k)
         np.testing.assert_allclose(value, definition(s, alpha), atol=1e-10)
@@ -49,13 +51,7 @@ def test_losses_are_their_definitions(b, d, alpha, seed):
         np.testing.assert_allclose(negative, s[~np.eye(b, dtype=bool)].mean(), atol=1e-12)
 
 
-@pytest.mark.parametrize("loss", [WBLoss(), SoftTripletLoss()])
-def test_gradients(loss):
-    q, k = (x.requires_grad_() for x in pairs(4, 5))
-    assert torch.autograd.gradcheck(lambda a, b: loss(a, b)[0], (q, k))
-
-
-@pytest.mark.parametrize("loss", [WBLoss(), SoftTripletLoss()])
+@LOSSES
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_the_loss_is_float32_under_any_precision(loss, dtype):
     q, k = pairs(8, 64, dtype=dtype)
@@ -72,13 +68,12 @@ def test_the_loss_stays_finite_where_exponentials_overflow():
     assert torch.isfinite(value) and value.item() == pytest.approx(5000, rel=1e-3)
 
 
-@pytest.mark.parametrize("loss", [WBLoss(), SoftTripletLoss()])
+@LOSSES
 def test_views_of_differing_precision_are_compared_in_the_wider(loss):
     q, k = pairs(4, 8)
-    expected = loss(q, k.float().double())[0]
-    assert torch.equal(loss(q, k.float())[0], expected) and torch.equal(
-        loss(k.float(), q)[0], loss(k.float().double(), q)[0]
-    )
+    narrow = k.float()
+    assert torch.equal(loss(q, narrow)[0], loss(q, narrow.double())[0])
+    assert torch.equal(loss(narrow, q)[0], loss(narrow.double(), q)[0])
 
 
 def test_a_tuple_needs_negatives_and_equal_shapes():
@@ -90,12 +85,72 @@ def test_a_tuple_needs_negatives_and_equal_shapes():
 
 def test_tuples_are_consecutive_parts_of_the_batch():
     q, k = pairs(12, 6)
-    value = TupleLoss(WBLoss(), tuple_size=4)(q, k)
-    parts = [WBLoss()(q[i : i + 4], k[i : i + 4]) for i in (0, 4, 8)]
-    for i in range(3):
-        torch.testing.assert_close(value[i], torch.stack([part[i] for part in parts]).mean())
+    parts = torch.tensor([WBLoss()(q[i : i + 4], k[i : i + 4]) for i in (0, 4, 8)])
+    torch.testing.assert_close(torch.stack(TupleLoss(WBLoss(), tuple_size=4)(q, k)), parts.mean(0))
     with pytest.raises(ValueError, match="tuples of 5"):
         TupleLoss(WBLoss(), tuple_size=5)(q, k)
+
+
+def test_label_smoothing_is_a_mixture_with_the_uniform_target():
+    q, k = pairs(6, 20)
+    s = 10 * normalize(q, dim=1) @ normalize(k, dim=1).T
+    target = 0.8 * torch.eye(6, dtype=torch.float64) + 0.2 / 6
+    expected = sum(-(target * side.log_softmax(1)).sum(1).mean() for side in (s, s.T)) / 2
+    torch.testing.assert_close(WBLoss(label_smoothing=0.2)(q, k)[0], expected)
+
+
+def test_a_learned_temperature_starts_at_alpha_and_has_its_gradient():
+    q, k = pairs(6, 20)
+    learned = WBLoss(alpha=7, learned=True).double()
+    loss = learned(q, k)[0]
+    torch.testing.assert_close(loss, WBLoss(alpha=7)(q, k)[0], atol=1e-6, rtol=0)
+    loss.backward()
+    step = 1e-4
+    slope = (WBLoss(7 * np.exp(step))(q, k)[0] - WBLoss(7 * np.exp(-step))(q, k)[0]) / (2 * step)
+    torch.testing.assert_close(learned.log_alpha.grad, slope, atol=1e-6, rtol=0)
+    large = WBLoss(alpha=1e4, learned=True).double()
+    large(q, k)[0].backward()
+    assert large.alpha.item() == pytest.approx(100) and large.log_alpha.grad != 0
+    assert not list(WBLoss().parameters())
+
+
+# Optimisers.
+
+
+def options(*more):
+    return parse_args(["--dataset", "cvusa", "--data-root", "unused", *more])
+
+
+def test_a_temperature_neither_decays_nor_is_climbed():
+    """And the climb of the model is the one without it."""
+    loss, steps = WBLoss(learned=True), []
+    args = options("--op", "sam", "--asam", "--rho", "2", "--lr", "0.1", "--wd", "0.5")
+    for criterion in (loss, WBLoss()):
+        torch.manual_seed(0)
+        model = torch.nn.Linear(3, 1)
+        optimizer = build_optimizer(args, model, criterion)
+        for parameter in (*model.parameters(), *criterion.parameters()):
+            parameter.grad = torch.ones_like(parameter)
+        before = loss.log_alpha.item()
+        optimizer.first_step()
+        steps.append(model.weight.detach().clone())
+        loss.log_alpha.grad.zero_()
+        optimizer.second_step()
+        assert loss.log_alpha.item() == before
+    assert torch.equal(*steps)
+
+
+def test_learning_rates_follow_the_schedule():
+    optimizer = torch.optim.SGD([torch.ones(1)], lr=1)
+    for more, expected in (
+        (["--cos"], [1e-3 * 0.5 * (1 + np.cos(np.pi * epoch / 4)) for epoch in range(4)]),
+        (["--schedule", "1", "3"], [1e-3, 1e-4, 1e-4, 1e-5]),
+        ([], [1e-3] * 4),
+    ):
+        args = options("--lr", "1e-3", "--epochs", "4", *more)
+        for epoch, lr in enumerate(expected):
+            told = set_learning_rate(optimizer, args, epoch)
+            assert told == optimizer.param_groups[0]["lr"] == pytest.approx(lr)
 
 
 def sam_by_definition(params, loss, steps, rho, adaptive, lr, wd):
@@ -119,14 +174,19 @@ def sam_by_definition(params, loss, steps, rho, adaptive, lr, wd):
     return w
 
 
+ADAPTIVE = {"rho": 2.5, "adaptive": True, "lr": 0.02, "weight_decay": 0.03}
+
+
 def problem():
+    """Parameters, and a loss of theirs."""
     g = torch.Generator().manual_seed(2)
     params = [torch.randn(*shape, generator=g, dtype=torch.float64) for shape in ((5, 3), (5,), (2, 5))]
     x, y = torch.randn(7, 3, generator=g, dtype=torch.float64), torch.randn(7, 2, generator=g, dtype=torch.float64)
-    return params, lambda w: ((torch.tanh(x @ w[0].T + w[1]) @ w[2].T - y) ** 2).mean()
+    return list(map(torch.nn.Parameter, params)), lambda w: ((torch.tanh(x @ w[0].T + w[1]) @ w[2].T - y) ** 2).mean()
 
 
-def two_steps(optimizer, params, loss, count=1):
+def take(count, optimizer, params, loss):
+    """So many steps of SAM."""
     for _ in range(count):
         loss(params).backward()
         optimizer.first_step(zero_grad=True)
@@ -134,28 +194,34 @@ def two_steps(optimizer, params, loss, count=1):
         optimizer.second_step(zero_grad=True)
 
 
+def straight(count):
+    """The parameters after so many steps in a row."""
+    params, loss = problem()
+    take(count, SAM(params, torch.optim.AdamW, **ADAPTIVE), params, loss)
+    return params
+
+
 @pytest.mark.parametrize(("adaptive", "rho"), [(False, 0.05), (True, 2.5), (True, 0.0), (False, 1.3)])
 def test_sam_is_its_definition(adaptive, rho):
-    start, loss = problem()
-    expected = sam_by_definition(start, loss, 5, rho, adaptive, lr=0.02, wd=0.03)
-    params = [torch.nn.Parameter(p.clone()) for p in start]
-    # Two groups: the norm is over all parameters together.
-    groups = [{"params": params[:1]}, {"params": params[1:]}]
-    optimizer = SAM(groups, torch.optim.AdamW, rho=rho, adaptive=adaptive, lr=0.02, weight_decay=0.03)
-    two_steps(optimizer, params, loss, 5)
+    params, loss = problem()
+    expected = sam_by_definition(params, loss, 5, rho, adaptive, lr=0.02, wd=0.03)
+    groups = [{"params": params[:1]}, {"params": params[1:]}]  # the norm is over all parameters together
+    take(5, SAM(groups, torch.optim.AdamW, rho=rho, adaptive=adaptive, lr=0.02, weight_decay=0.03), params, loss)
     for p, e in zip(params, expected, strict=True):
         torch.testing.assert_close(p.detach(), e, atol=1e-10, rtol=0)
 
 
-def test_sam_returns_exactly_and_climbs_rho_far():
-    start, loss = problem()
-    params = [torch.nn.Parameter(p.clone()) for p in start]
+def test_sam_climbs_rho_far_once_and_returns_exactly():
+    params, loss = problem()
+    start = [p.detach().clone() for p in params]
     optimizer = SAM(params, torch.optim.SGD, rho=0.3, adaptive=False, lr=0.0)
     loss(params).backward()
     optimizer.first_step(zero_grad=True)
     assert all(p.grad is None for p in params)
     moved = sum(((p - s) ** 2).sum() for p, s in zip(params, start, strict=True)).sqrt()
     assert moved.item() == pytest.approx(0.3, rel=1e-6)
+    with pytest.raises(RuntimeError, match="climbed already"):
+        optimizer.first_step()
     loss(params).backward()
     optimizer.second_step()
     assert all(torch.equal(p, s) for p, s in zip(params, start, strict=True))
@@ -163,54 +229,34 @@ def test_sam_returns_exactly_and_climbs_rho_far():
         optimizer.second_step()
 
 
-def test_sam_climbs_once():
-    start, loss = problem()
-    params = [torch.nn.Parameter(p.clone()) for p in start]
-    optimizer = SAM(params, torch.optim.AdamW, rho=0.1)
-    loss(params).backward()
-    optimizer.first_step()
-    with pytest.raises(RuntimeError, match="climbed already"):
-        optimizer.first_step()
-
-
 def test_sam_state_holds_the_moments():
     """Three steps, saved and restored, then three more: the same as six in a row."""
-    start, loss = problem()
-    kwargs = {"rho": 2.5, "adaptive": True, "lr": 0.02, "weight_decay": 0.03}
-    straight = [torch.nn.Parameter(p.clone()) for p in start]
-    two_steps(SAM(straight, torch.optim.AdamW, **kwargs), straight, loss, 6)
-
-    first = [torch.nn.Parameter(p.clone()) for p in start]
-    before = SAM(first, torch.optim.AdamW, **kwargs)
-    two_steps(before, first, loss, 3)
+    first, loss = problem()
+    before = SAM(first, torch.optim.AdamW, **ADAPTIVE)
+    take(3, before, first, loss)
     second = [torch.nn.Parameter(p.detach().clone()) for p in first]
-    after = SAM(second, torch.optim.AdamW, **(kwargs | {"lr": 0.5}))
+    after = SAM(second, torch.optim.AdamW, **ADAPTIVE | {"lr": 0.5})
     after.load_state_dict(before.state_dict())
     assert after.param_groups[0]["lr"] == 0.02
     after.param_groups[0]["lr"] = 0.02  # what a schedule does reaches the base optimiser
-    two_steps(after, second, loss, 3)
-    assert all(torch.equal(a, b) for a, b in zip(straight, second, strict=True))
+    take(3, after, second, loss)
+    assert all(torch.equal(a, b) for a, b in zip(straight(6), second, strict=True))
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
 def test_a_copied_sam_goes_on_by_itself(copied):
-    start, loss = problem()
-    kwargs = {"rho": 2.5, "adaptive": True, "lr": 0.02, "weight_decay": 0.03}
-    first = [torch.nn.Parameter(p.clone()) for p in start]
-    optimizer = SAM(first, torch.optim.AdamW, **kwargs)
-    two_steps(optimizer, first, loss, 2)
+    first, loss = problem()
+    optimizer = SAM(first, torch.optim.AdamW, **ADAPTIVE)
+    take(2, optimizer, first, loss)
     second, other = copied((first, optimizer))
-    two_steps(other, second, loss, 3)
-    straight = [torch.nn.Parameter(p.clone()) for p in start]
-    two_steps(SAM(straight, torch.optim.AdamW, **kwargs), straight, loss, 5)
-    assert all(torch.equal(a, b) for a, b in zip(straight, second, strict=True))
-    two_steps(optimizer, first, loss, 3)  # has not moved meanwhile
-    assert all(torch.equal(a, b) for a, b in zip(straight, first, strict=True))
+    take(3, other, second, loss)
+    take(3, optimizer, first, loss)  # has not moved meanwhile
+    for params in (first, second):
+        assert all(torch.equal(a, b) for a, b in zip(straight(5), params, strict=True))
 
 
 def test_sam_takes_a_closure_and_skips_parameters_without_gradient():
-    start, loss = problem()
-    params = [torch.nn.Parameter(p.clone()) for p in start]
+    params, loss = problem()
     unused = torch.nn.Parameter(torch.ones(3))
     optimizer = SAM([*params, unused], torch.optim.AdamW, rho=0.1, adaptive=True, lr=0.01)
 
@@ -225,3 +271,21 @@ def test_sam_takes_a_closure_and_skips_parameters_without_gradient():
         closure()
         values.append(optimizer.step(closure).item())
     assert values[-1] < values[0] and torch.equal(unused, torch.ones(3))
+
+
+@pytest.mark.parametrize("arch", ["test_resnet", "test_efficientnet"])
+def test_a_sam_step_moves_the_running_statistics_of_batch_norms_once(arch):
+    """They follow the first pass, at w: the pass at w + e leaves them alone."""
+    torch.manual_seed(0)
+    model = FRGeo(arch=arch, ground_size=(32, 128), aerial_size=(64, 64)).train()
+    images = torch.randn(4, 3, 32, 128), torch.randn(4, 3, 64, 64)
+    once = copy.deepcopy(model)
+    once(*images)
+    optimizer = SAM(model.parameters(), torch.optim.AdamW, rho=2.0, lr=1e-3)
+    train_step(model, WBLoss(), optimizer, *images, contextlib.nullcontext())
+    buffers = dict(model.named_buffers())
+    assert any(name.endswith("num_batches_tracked") for name in buffers)
+    for name, expected in once.named_buffers():
+        assert torch.equal(buffers[name], expected), name
+    train_step(model, WBLoss(), optimizer, *images, contextlib.nullcontext())
+    assert all(int(b) == 2 for name, b in model.named_buffers() if name.endswith("num_batches_tracked"))

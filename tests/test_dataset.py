@@ -1,125 +1,119 @@
+"""The layouts on disk, and the way from an image file to what a network sees."""
+
 from pathlib import Path
-from types import SimpleNamespace
 
 import make_data
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torchvision.transforms import functional as F
+from torch.utils.data import DataLoader
+from torchvision.transforms import Compose, Normalize, ToTensor
 
-from dataset import CVACT, CVUSA, VIGOR, Pairs, build_datasets
-from dataset.transforms import crop_field_of_view, fov_angle, read_image, turn_of, turn_pair
-from utils.errors import UserError
-from utils.images import IMAGENET_MEAN, IMAGENET_STD
+import train
+from dataset import CVACT, CVUSA, VIGOR, Pairs, transforms
+from dataset.base import View
+from dataset.transforms import IMAGENET_MEAN, IMAGENET_STD, ImageTransform, collate, normalise, to_device
+from utils.options import UserError
+from utils.paper import INPUT_SIZES
 
 LAYOUTS = {"cvusa": CVUSA, "cvact": CVACT, "vigor": VIGOR, "pairs": Pairs}
+SMALL = {"ground_size": (32, 128), "aerial_size": (64, 64)}
+TORCHVISION = Compose([ToTensor(), Normalize(IMAGENET_MEAN, IMAGENET_STD)])
 
 
-def reference_tensor(path, size, crop_middle=False):
-    """The recipe of all three benchmarks, step by step."""
-    image = Image.open(path).convert("RGB")
-    if crop_middle:
-        h = image.height
-        image = image.crop((0, h // 4, image.width, h // 4 * 3))
-    image = F.to_tensor(F.resize(image, list(size), F.InterpolationMode.BILINEAR, antialias=True))
-    return (image - torch.tensor(IMAGENET_MEAN)[:, None, None]) / torch.tensor(IMAGENET_STD)[:, None, None]
+# What the lists name.
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_samples_are_the_files_the_lists_name(roots, name):
-    train = LAYOUTS[name](roots[name], "train")
-    sizes = ((320, 640), (320, 320)) if name == "vigor" else ((128, 512), (256, 256))
-    for i in (0, len(train) - 1):
-        pair = train[i]
-        assert pair.index == i
-        torch.testing.assert_close(pair.ground, reference_tensor(train.ground[i], sizes[0], name == "cvact"))
-        tile = train.aerial[train.labels[i]]
-        torch.testing.assert_close(pair.aerial, reference_tensor(tile, sizes[1]))
-    assert pair.ground.shape == (3, *sizes[0])
+    data, sizes = LAYOUTS[name](roots[name], "train"), INPUT_SIZES[name]
+    for i in (0, len(data) - 1):
+        images = [Image.open(path).convert("RGB") for path in (data.ground[i], data.aerial[data.labels[i]])]
+        if name == "cvact":  # the sphere without zenith and nadir
+            width, height = images[0].size
+            images[0] = images[0].crop((0, height // 4, width, height // 4 * 3))
+        assert data[i].index == i
+        for found, image, size in zip(data[i], images, (sizes.ground, sizes.aerial), strict=False):
+            expected = TORCHVISION(image.resize(size[::-1], Image.Resampling.BILINEAR))
+            assert found.shape == (3, *size)
+            torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize("name", ["cvusa", "cvact", "pairs"])
 def test_one_to_one_layouts_match_by_name(roots, name):
     val = LAYOUTS[name](roots[name], "val", view="ground")
     assert len(val) == make_data.TEST and val.missing == 0 and val.semi_positives is None
-    digits = [
-        ["".join(c for c in path.rsplit("/", 1)[1] if c.isdigit()) for path in p] for p in (val.ground, val.aerial)
-    ]
-    assert digits[0] == digits[1]
+    ground, aerial = (["".join(filter(str.isdigit, Path(p).name)) for p in paths] for paths in (val.ground, val.aerial))
+    assert ground == aerial
     np.testing.assert_array_equal(val.labels, np.arange(make_data.TEST))
 
 
-def test_cvact_indices_count_from_one(roots):
-    train, val = CVACT(roots["cvact"], "train"), CVACT(roots["cvact"], "val")
-    assert train.ground[0].endswith(f"{'x' * 20}00_grdView.jpg")
-    assert val.ground[0].endswith(f"{make_data.TRAIN:02d}_grdView.jpg")
-    np.testing.assert_array_equal(val.utm[0], [(make_data.TRAIN + 1) * 10, (make_data.TRAIN + 1) * 20])
-
-
-@pytest.mark.parametrize("mat_inside", [False, True])
-@pytest.mark.parametrize("cell", [False, True])
-def test_cvact_lists_in_both_places_and_both_styles(tmp_path, cell, mat_inside):
+@pytest.mark.parametrize(("cell", "mat_inside"), [(False, False), (True, True)])
+def test_cvact_lists_count_from_one_in_all_places_and_styles(tmp_path, monkeypatch, cell, mat_inside):
     make_data.write_cvact(tmp_path / "CVACT", train=3, val=2, cell=cell, mat_inside=mat_inside)
-    for root in (tmp_path, tmp_path / "CVACT", tmp_path / "CVACT" / "ANU_data_small"):
-        data = CVACT(root, "val")
-        assert len(data) == 2 and data.missing == 0
+    images = tmp_path / "CVACT" / "ANU_data_small"
+    monkeypatch.chdir(images)
+    for root in (tmp_path, tmp_path / "CVACT", images, "."):
+        data, val = CVACT(root, "train"), CVACT(root, "val")
+        assert len(data) == 3 and data.ground[0].endswith(f"{'x' * 20}00_grdView.jpg")
+        assert len(val) == 2 and val.ground[0].endswith("03_grdView.jpg") and val.missing == 0
+        np.testing.assert_array_equal(val.utm[0], [40, 80])
     with pytest.raises(UserError, match="ANU_data_test"):
         CVACT(tmp_path / "CVACT", "test")
+    (tmp_path / "CVACT" / "ANU_data_test").mkdir()
+    next(tmp_path.rglob("ACT_data.mat")).rename(tmp_path / "CVACT" / "ANU_data_test" / "ACT_data.mat")
+    assert len(CVACT(tmp_path / "CVACT", "val")) == 2
 
 
 def test_missing_files_are_left_out_and_counted(tmp_path):
     make_data.write_cvact(tmp_path, train=6, val=5)
-    images = tmp_path / "ANU_data_small"
-    name = "x" * 20
-    (images / "streetview" / f"{name}07_grdView.jpg").unlink()
-    (images / "satview_polish" / f"{name}09_satView_polish.jpg").unlink()
+    ground, aerial = (
+        tmp_path / "ANU_data_small" / name.format("x" * 20)
+        for name in ("streetview/{}07_grdView.jpg", "satview_polish/{}09_satView_polish.jpg")
+    )
+    ground.unlink()
+    aerial.unlink()
     val = CVACT(tmp_path, "val", view="ground")
-    assert val.missing == 2 and len(val) == 3 and len(val.as_view("aerial")) == 3 and len(val.utm) == 3
+    assert val.missing == 2 and len(val) == 3 and len(val.as_view("aerial")) == 3
     assert [int(path[-14:-12]) for path in val.ground] == [6, 8, 10]
     np.testing.assert_array_equal(val.labels, [0, 1, 2])
     np.testing.assert_array_equal(val.utm[:, 0], [70, 90, 110])
-    (images / "streetview" / f"{name}07_grdView.jpg").symlink_to(tmp_path / "gone.jpg")
-    (images / "satview_polish" / f"{name}09_satView_polish.jpg").mkdir()
+    ground.symlink_to(tmp_path / "gone.jpg")
+    aerial.mkdir()
     assert CVACT(tmp_path, "val", view="ground").missing == 2
     assert val[-1].index == len(val) - 1
 
 
-def test_vigor_labels_point_at_the_covering_tiles(roots):
-    for cross, split, cities in (
-        (False, "train", make_data.CITIES),
-        (False, "test", make_data.CITIES),
-        (True, "train", make_data.CITIES[:2]),
-        (True, "test", make_data.CITIES[2:]),
-    ):
-        data = VIGOR(roots["vigor"], split, cross=cross)
-        assert len(data.aerial) == len(cities) * make_data.GRID**2
-        per_city = 30 + make_data.TEST if cross else {"train": 30, "test": make_data.TEST}[split]
-        assert len(data.ground) == len(cities) * per_city
-        assert [path.split("/")[-3] for path in data.aerial[:: make_data.GRID**2]] == list(cities)
-        for panorama, tiles, deltas in zip(data.ground, data.tiles, data.deltas, strict=True):
-            city, position = panorama.split("/")[-3], panorama.rsplit("/", 1)[1].split(",")[1:3]
-            for tile, delta in zip(tiles, deltas, strict=True):
-                assert data.aerial[tile].split("/")[-3] == city
-                lat, lng = data.aerial[tile][:-4].split("_")[-2:]
-                # names carry the grid node the camera was drawn around; offsets stay inside the tile
-                assert abs(float(lat) - float(position[0])) < 0.0005 and abs(float(lng) - float(position[1])) < 0.0005
-                assert np.abs(delta).max() <= 320
+@pytest.mark.parametrize("cross", [False, True])
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_vigor_labels_point_at_the_covering_tiles(roots, cross, split):
+    halves = {"train": make_data.CITIES[:2], "test": make_data.CITIES[2:]}
+    cities = halves[split] if cross else make_data.CITIES
+    data = VIGOR(roots["vigor"], split, cross=cross)
+    assert len(data.aerial) == len(cities) * make_data.GRID**2
+    per_city = 30 + make_data.TEST if cross else {"train": 30, "test": make_data.TEST}[split]
+    assert len(data.ground) == len(cities) * per_city
+    assert [path.split("/")[-3] for path in data.aerial[:: make_data.GRID**2]] == list(cities)
+    for panorama, tiles, deltas in zip(data.ground, data.tiles, data.deltas, strict=True):
+        position = np.array(panorama.rsplit("/", 1)[1].split(",")[1:3], dtype=float)
+        for tile in (data.aerial[t] for t in tiles):
+            assert tile.split("/")[-3] == panorama.split("/")[-3]
+            # Names carry the grid node that the camera was drawn around; offsets stay inside the tile.
+            assert np.abs(np.array(tile[:-4].split("_")[-2:], dtype=float) - position).max() < 0.0005
+        assert np.abs(deltas).max() <= 320
 
 
 def test_vigor_reads_both_layouts_and_both_label_versions(tmp_path):
     make_data.write_vigor(tmp_path / "a", train=4, test=3)
-    make_data.write_vigor(
-        tmp_path / "b", train=4, test=3, layout="views", suffix="__corrected", splits="splits__corrected"
-    )
-    a = VIGOR(tmp_path / "a", "test", view="ground")
-    b = VIGOR(tmp_path / "b", "test", view="ground", labels="corrected")
+    views = {"layout": "views", "suffix": "__corrected", "splits": "splits__corrected"}
+    make_data.write_vigor(tmp_path / "b", train=4, test=3, **views)
+    a, b = VIGOR(tmp_path / "a", "test"), VIGOR(tmp_path / "b", "test", labels="corrected")
     assert a.missing == b.missing == 0 and len(a) == len(b) == 12
     np.testing.assert_array_equal(a.tiles, b.tiles)
-    with pytest.raises(UserError, match="give --vigor-labels corrected"):
-        VIGOR(tmp_path / "b", "test")
-    with pytest.raises(UserError, match="give --vigor-labels original"):
-        VIGOR(tmp_path / "a", "test", labels="corrected")
+    for name, labels, other in (("b", "original", "corrected"), ("a", "corrected", "original")):
+        with pytest.raises(UserError, match=f"pass --vigor-labels {other}"):
+            VIGOR(tmp_path / name, "test", labels=labels)
 
 
 def test_vigor_tiles_that_are_missing_leave_the_gallery(tmp_path):
@@ -132,8 +126,21 @@ def test_vigor_tiles_that_are_missing_leave_the_gallery(tmp_path):
     gone = int((whole.labels == tile).sum())
     assert part.missing == gone and len(part) == len(whole) - gone and len(part.aerial) == len(whole.aerial) - 1
     assert part.missing_tiles == 1 and whole.missing_tiles == 0
-    shown = [part.aerial[t] for t in part.tiles[part.ground.index(whole.ground[1])] if t >= 0]
-    assert shown == names
+    assert [part.aerial[t] for t in part.tiles[part.ground.index(whole.ground[1])] if t >= 0] == names
+
+
+def test_vigor_cities_make_up_training_and_gallery(roots, tmp_path):
+    def run(name, *more):
+        train.main(make_data.flags(roots["vigor"], tmp_path / name, *more, dataset="vigor"))
+        record = make_data.record(tmp_path / name)
+        return record["dataset"], record["queries"], record["gallery"]
+
+    size = make_data.GRID**2
+    two = run("two", *make_data.ADAMW, "--epochs", "1", "--vigor-cities", "Seattle", "Chicago")
+    assert two == ("vigor_Seattle_Chicago", 2 * make_data.TEST, 2 * size)
+    weights = ["--weights", str(tmp_path / "two" / "checkpoint.pth.tar")]
+    assert run("one", "-e", "--vigor-cities", "NewYork", *weights) == ("vigor_NewYork", make_data.TEST, size)
+    assert VIGOR(roots["vigor"], "test", area=("NewYork",)).aerial[0].split("/")[-3] == "NewYork"
 
 
 def test_lists_with_a_byte_order_mark_and_loose_spaces_are_read(tmp_path):
@@ -147,176 +154,150 @@ def test_lists_with_a_byte_order_mark_and_loose_spaces_are_read(tmp_path):
     np.testing.assert_array_equal(loose.tiles, whole.tiles)
 
 
-@pytest.mark.parametrize("kind", ["I;16", "I;16B", "I", "F"])
-def test_grey_images_of_more_than_8_bits(tmp_path, kind):
-    grey = np.random.default_rng(0).integers(0, 256, (8, 8)).astype(np.uint8)
-    path = tmp_path / "grey.tif"
-    dtype = {"I;16": "<u2", "I;16B": ">u2", "I": np.int32, "F": np.float32}[kind]
-    Image.fromarray((grey.astype(np.uint16) * 257).astype(dtype)).save(path)
-    if kind in ("I", "F"):
-        with pytest.raises(UserError, match="8 bits"):
-            read_image(path)
-    else:
-        np.testing.assert_array_equal(np.array(read_image(path)), np.repeat(grey[:, :, None], 3, axis=2))
-
-
-def test_cvact_is_found_from_inside_and_by_either_list(tmp_path, monkeypatch):
-    make_data.write_cvact(tmp_path, train=3, val=3)
-    monkeypatch.chdir(tmp_path / "ANU_data_small")
-    assert len(CVACT(".", "val")) == 3
-    lists = next(tmp_path.rglob("ACT_data.mat"))
-    (tmp_path / "ANU_data_test").mkdir(exist_ok=True)
-    lists.rename(tmp_path / "ANU_data_test" / lists.name)
-    assert len(CVACT(tmp_path, "val")) == 3
-
-
-def test_damaged_lists_are_told(tmp_path):
-    make_data.write_cvusa(tmp_path / "cvusa", train=2, val=2)
-    (tmp_path / "cvusa/splits/val-19zl.csv").write_text("only one column\n")
-    with pytest.raises(UserError, match=r"val-19zl\.csv line 1"):
-        CVUSA(tmp_path / "cvusa", "val")
-    make_data.write_vigor(tmp_path / "vigor", train=2, test=2)
-    path = tmp_path / "vigor/splits/Seattle/same_area_balanced_test.txt"
-    good = path.read_text()
-    path.write_text(good + "one two three\n")
-    with pytest.raises(UserError, match="line 3 has 3 columns"):
-        VIGOR(tmp_path / "vigor", "test")
-    path.write_text(good.replace("satellite_", "sat_", 1))
-    with pytest.raises(UserError, match=r"satellite_list\.txt lacks"):
-        VIGOR(tmp_path / "vigor", "test")
-    make_data.write_cvact(tmp_path / "cvact", train=2, val=2)
-    (tmp_path / "cvact/ACT_data.mat").write_bytes(b"not a mat file at all" * 20)
-    with pytest.raises(UserError, match="cannot be read as CVACT's lists"):
-        CVACT(tmp_path / "cvact", "val")
-    (tmp_path / "cvact/ACT_data.mat").write_bytes(b"")
-    with pytest.raises(UserError, match="cannot be read as CVACT's lists"):
-        CVACT(tmp_path / "cvact", "val")
-
-
-@pytest.mark.parametrize("name", LAYOUTS)
-def test_wrong_roots_show_the_expected_tree_and_what_was_found(tmp_path, name):
-    split = LAYOUTS[name].splits[1]
-    with pytest.raises(UserError, match="does not exist") as error:
-        LAYOUTS[name](tmp_path / "nowhere", split)
-    assert LAYOUTS[name].tree in str(error.value)
-    with pytest.raises(UserError, match="it holds nothing"):
-        LAYOUTS[name](tmp_path, split)
-    (tmp_path / "holiday").mkdir()
-    with pytest.raises(UserError, match="it holds holiday/"):
-        LAYOUTS[name](tmp_path, split)
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="not a folder"):
-        LAYOUTS[name](tmp_path / "file", split)
-
-
-def test_a_copy_without_any_image_is_refused(tmp_path):
-    make_data.write_cvusa(tmp_path, train=2, val=2)
-    for path in tmp_path.rglob("*.jpg"):
-        path.unlink()
-    with pytest.raises(UserError, match="none of the pairs"):
-        CVUSA(tmp_path, "train")
-    assert len(CVUSA(tmp_path, "train", check_files=False)) == 2
-
-
-def test_a_damaged_image_is_named(tmp_path):
-    make_data.write_cvusa(tmp_path, train=2, val=2)
-    data = CVUSA(tmp_path, "val")
-    path = data.ground[1]
-    with open(path, "rb") as file:
-        start = file.read(400)
-    with open(path, "wb") as file:
-        file.write(start)
-    assert data[0].ground.shape == (3, 128, 512)
-    with pytest.raises(UserError, match=path):
-        data[1]
-
-
-def test_an_image_too_low_to_be_cropped_is_named(tmp_path):
-    make_data.write_cvact(tmp_path, train=2, val=2)
-    path = CVACT(tmp_path, "val").ground[0]
-    make_data.write_image(Path(path), (64, 3), 0)
-    for fast in (False, True):
-        with pytest.raises(UserError, match="only 64 x 3 pixels"):
-            CVACT(tmp_path, "val", fast_decode=fast)[0]
-
-
-def test_own_pairs_are_named_once_and_have_one_image_a_view(tmp_path):
-    make_data.write_pairs(tmp_path, train=3, val=2)
-    ids = (tmp_path / "val.txt").read_text().split()
-    (tmp_path / "val.txt").write_text("\n".join([*ids, ids[0]]))
-    with pytest.raises(UserError, match=f"names {ids[0]} more than once"):
-        Pairs(tmp_path, "val")
-    (tmp_path / "val.txt").write_text("\n".join(ids))
-    make_data.write_image(tmp_path / "aerial" / f"{ids[1]}.webp", (64, 64), 0)
-    with pytest.raises(UserError, match=r"holds both .*keep one"):
-        Pairs(tmp_path, "val")
-
-
 def test_one_evaluation_split_has_two_names_and_an_empty_one_is_told(roots, tmp_path):
     assert CVUSA(roots["cvusa"], "test").ground == CVUSA(roots["cvusa"], "val").ground
     for cross in (False, True):
         val, test = (VIGOR(roots["vigor"], split, cross=cross) for split in ("val", "test"))
         assert val.split == "test" and val.ground == test.ground and val.aerial == test.aerial
-    make_data.write_vigor(tmp_path)
-    for path in tmp_path.rglob("same_area_balanced_test.txt"):
-        path.write_text("")
+    make_data.write_vigor(tmp_path, train=4, test=0)
     with pytest.raises(UserError, match="name no pairs of split test"):
         VIGOR(tmp_path, "test")
 
 
+# What is wrong with a copy.
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_wrong_roots_show_the_expected_tree_and_what_was_found(tmp_path, name):
+    (tmp_path / "holiday" / "empty").mkdir(parents=True)
+    (tmp_path / "file").write_text("")
+    for root, words in (
+        ("nowhere", "does not exist"), ("file", "not a folder"), ("holiday/empty", "it holds nothing"),
+        ("holiday", "it holds empty/"),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=words) as error:
+            LAYOUTS[name](tmp_path / root, LAYOUTS[name].splits[1])
+        assert LAYOUTS[name].tree in str(error.value)
+
+
+def test_damaged_lists_are_told(tmp_path):
+    def told(words, layout, split, path, content):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=words):
+            layout(tmp_path / layout.name, split)
+
+    for name in ("cvusa", "cvact", "vigor"):
+        make_data.WRITERS[name](tmp_path / name, 2, 2)
+    told(r"val-19zl\.csv line 1", CVUSA, "val", tmp_path / "cvusa/splits/val-19zl.csv", b"only one column\n")
+    path = tmp_path / "vigor/splits/Seattle/same_area_balanced_test.txt"
+    good = path.read_bytes()
+    told("line 3 has 3 columns", VIGOR, "test", path, good + b"one two three\n")
+    told(r"satellite_list\.txt lacks", VIGOR, "test", path, good.replace(b"satellite_", b"sat_", 1))
+    for content in (b"not a mat file at all" * 20, b""):
+        told("cannot be read as CVACT's lists", CVACT, "val", tmp_path / "cvact/ACT_data.mat", content)
+
+
+def test_own_pairs_are_named_once_and_have_one_image_a_view(tmp_path):
+    make_data.write_pairs(tmp_path, train=3, val=2)
+    lines = (tmp_path / "val.txt").read_text()
+    (tmp_path / "val.txt").write_text(lines + "p3")
+    with pytest.raises(UserError, match="names p3 more than once"):
+        Pairs(tmp_path, "val")
+    (tmp_path / "val.txt").write_text(lines)
+    make_data.write_image(tmp_path / "aerial" / "p4.webp", (64, 64), 0)
+    with pytest.raises(UserError, match=r"holds both .*keep one"):
+        Pairs(tmp_path, "val")
+
+
+def test_damaged_low_and_absent_images_are_told(tmp_path):
+    make_data.write_cvact(tmp_path, train=2, val=2)
+    data = CVACT(tmp_path, "val")
+    whole, damaged = map(Path, data.ground)
+    damaged.write_bytes(damaged.read_bytes()[:400])
+    assert data[0].ground.shape == (3, 128, 512)
+    with pytest.raises(UserError, match=f"{damaged} cannot be read"):
+        data[1]
+    make_data.write_image(whole, (64, 3), 0)
+    for fast in (False, True):
+        with pytest.raises(UserError, match=f"{whole} has only 64 x 3 pixels"):
+            CVACT(tmp_path, "val", fast_decode=fast)[0]
+    for path in tmp_path.rglob("*.jpg"):
+        path.unlink()
+    with pytest.raises(UserError, match="none of the pairs"):
+        CVACT(tmp_path, "val")
+    assert len(CVACT(tmp_path, "val", check_files=False)) == 2
+
+
+# Pixels.
+
+
+@pytest.mark.parametrize(("kind", "dtype"), [("I;16", "<u2"), ("I;16B", ">u2"), ("I", np.int32), ("F", np.float32)])
+def test_grey_images_of_more_than_8_bits(tmp_path, kind, dtype):
+    grey, path = np.random.default_rng(0).integers(0, 256, (8, 8)).astype(np.uint8), tmp_path / "grey.tif"
+    Image.fromarray((grey.astype(np.uint16) * 257).astype(dtype)).save(path)
+    if kind in ("I", "F"):
+        with pytest.raises(UserError, match="8 bits"):
+            transforms.read_image(path)
+    else:
+        np.testing.assert_array_equal(np.array(transforms.read_image(path)), np.repeat(grey[:, :, None], 3, axis=2))
+
+
+def test_normalise_gives_torchvisions_numbers():
+    pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 9, 14, 3), dtype=np.uint8))
+    pixels[0, :, :, :] = torch.arange(252, dtype=torch.uint8).reshape(9, 14, 2).repeat(1, 1, 2)[..., :3]
+    expected = torch.stack([TORCHVISION(Image.fromarray(image.numpy())) for image in pixels])
+    batch = collate([View(image.movedim(-1, 0), i) for i, image in enumerate(pixels)])
+    assert torch.equal(to_device(batch.image, torch.device("cpu")), expected)
+    assert torch.equal(normalise(pixels[1].movedim(-1, 0)), expected[1])
+    assert to_device(batch.image, torch.device("cpu")).is_contiguous(memory_format=torch.channels_last)
+
+
+def test_batches_of_loader_processes_are_channels_last(roots):
+    data = CVUSA(roots["cvusa"], "train", pixels=True, **SMALL)
+    for workers in (0, 1):
+        batch = next(iter(DataLoader(data, batch_size=4, num_workers=workers, collate_fn=collate)))
+        assert batch.ground.dtype == torch.uint8 and batch.ground.shape == (4, 3, 32, 128)
+        assert batch.ground.is_contiguous(memory_format=torch.channels_last)
+        assert batch.index.tolist() == [0, 1, 2, 3]
+
+
+def test_fast_decoding_keeps_the_picture(tmp_path):
+    smooth = Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 16, 3)).astype(np.uint8))
+    smooth.resize((1024, 512), Image.BICUBIC).save(tmp_path / "a.jpg", quality=95)
+    plain, fast = (ImageTransform((64, 128), fast=f).pixels(tmp_path / "a.jpg").astype(int) for f in (False, True))
+    assert fast.shape == plain.shape
+    assert 0 < np.abs(fast - plain).mean() < 2
+
+
+# Fields of view, orientations and augmentations.
+
+
 def test_fields_of_view_are_fixed_in_evaluation_and_change_in_training(roots):
-    kwargs = {"ground_size": (32, 128), "fov": 90, "seed": 5}
-    val = CVUSA(roots["cvusa"], "val", view="ground", **kwargs)
-    whole = CVUSA(roots["cvusa"], "val", view="ground", ground_size=(32, 128))
-    assert val[2].image.shape == (3, 32, 32)
-    assert torch.equal(val[2].image, val[2].image)
-    assert torch.equal(val[2].image, crop_field_of_view(whole[2].image, 90, fov_angle(5, 2)))
-    train = CVUSA(roots["cvusa"], "train", **kwargs)
-    seen = []
-    for epoch in range(4):
-        train.set_epoch(epoch)
-        seen.append(train[0].ground)
-        assert torch.equal(seen[-1], train[0].ground)
-    assert any(not torch.equal(seen[0], other) for other in seen[1:])
-
-
-def test_a_field_of_view_goes_around_the_seam():
-    columns = torch.arange(360.0).expand(3, 2, 360)
-    view = crop_field_of_view(columns, 90, 30)
-    assert view.shape == (3, 2, 90)
-    assert view[0, 0].tolist() == [*range(330, 360), *range(60)]
-
-
-def test_orientation_is_a_choice_of_its_own(roots):
-    kwargs = {"ground_size": (32, 128), "seed": 5}
-    whole = CVUSA(roots["cvusa"], "val", "ground", **kwargs)
+    kwargs = SMALL | {"seed": 5}
+    whole = CVUSA(roots["cvusa"], "val", "ground", **kwargs)[2].image
+    for fov in (90, 360):
+        val = CVUSA(roots["cvusa"], "val", "ground", fov=fov, orientation="unknown", **kwargs)
+        for _ in range(2):
+            assert torch.equal(val[2].image, transforms.crop_field_of_view(whole, fov, transforms.fov_angle(5, 2)))
+        train_set, seen = CVUSA(roots["cvusa"], "train", fov=fov, orientation="unknown", **kwargs), []
+        for epoch in range(4):
+            train_set.set_epoch(epoch)
+            seen.append(train_set[0].ground)
+            assert torch.equal(seen[-1], train_set[0].ground)
+        assert any(not torch.equal(seen[0], other) for other in seen[1:])
+    assert CVUSA(roots["cvusa"], "val", fov=90).orientation == "unknown"
     for fov in (90, 180):
         ahead = CVUSA(roots["cvusa"], "val", "ground", fov=fov, orientation="aligned", **kwargs)[2].image
         width = 128 * fov // 360
-        assert torch.equal(ahead, whole[2].image[..., 64 - width // 2 : 64 + width // 2])  # north in the middle
-    turned = CVUSA(roots["cvusa"], "val", "ground", orientation="unknown", **kwargs)
-    assert torch.equal(turned[2].image, whole[2].image.roll(int(128 * fov_angle(5, 2) / 360), -1))
-    assert torch.equal(turned[2].image, turned[2].image)
-    train = CVUSA(roots["cvusa"], "train", orientation="unknown", **kwargs)
-    before = train[0].ground
-    train.set_epoch(1)
-    assert not torch.equal(train[0].ground, before)
+        assert torch.equal(ahead, whole[..., 64 - width // 2 : 64 + width // 2])  # north in the middle
     with pytest.raises(ValueError, match="orientation"):
         CVUSA(roots["cvusa"], "val", orientation="north")
 
 
-@pytest.mark.parametrize("cross", [False, True])
-def test_build_datasets_gives_what_a_run_needs(roots, cross):
-    args = SimpleNamespace(
-        dataset="vigor", data_root=roots["vigor"], cross=cross, vigor_labels="original", ground_size=(32, 64),
-        aerial_size=(32, 32), fov=0, augment=False, seed=1, evaluate=False,
-    )  # fmt: skip
-    train, query, reference = build_datasets(args)
-    assert train[0].ground.shape == (3, 32, 64) and query[0].image.shape == (3, 32, 64)
-    assert reference[0].image.shape == (3, 32, 32) and len(reference) == len(query.aerial)
-    assert query.semi_positives.shape == (len(query), 3)
-    args.evaluate = True
-    assert build_datasets(args)[0] is None
+def test_a_field_of_view_goes_around_the_seam():
+    view = transforms.crop_field_of_view(torch.arange(360.0).expand(3, 2, 360), 90, 30)
+    assert view.shape == (3, 2, 90)
+    assert view[0, 0].tolist() == [*range(330, 360), *range(60)]
 
 
 def seen_from_the_centre(aerial, width, radius):
@@ -331,31 +312,58 @@ def seen_from_the_centre(aerial, width, radius):
 @pytest.mark.parametrize("turns", range(4))
 @pytest.mark.parametrize("mirror", [False, True])
 def test_turned_pairs_stay_aligned_pixel_for_pixel(turns, mirror):
-    aerial = torch.randn(3, 64, 64)
-    ground = torch.stack([seen_from_the_centre(aerial, 48, radius) for radius in (9.3, 17.7, 30.1)], dim=-2)
-    turned_ground, turned_aerial = turn_pair(ground, aerial, turns, mirror)
-    for row, radius in enumerate((9.3, 17.7, 30.1)):
+    aerial, radii = torch.randn(3, 64, 64), (9.3, 17.7, 30.1)
+    ground = torch.stack([seen_from_the_centre(aerial, 48, radius) for radius in radii], dim=-2)
+    turned_ground, turned_aerial = transforms.turn_pair(ground, aerial, turns, mirror)
+    for row, radius in enumerate(radii):
         assert torch.equal(turned_ground[:, row], seen_from_the_centre(turned_aerial, 48, radius))
     assert torch.equal(turned_aerial, aerial) == (turns == 0 and not mirror)
-
-
-def test_a_clockwise_turn_brings_north_to_east():
-    ground, aerial = torch.zeros(3, 4, 16), torch.zeros(3, 9, 9)
-    ground[..., 8], aerial[:, 0, 4] = 1, 1  # north: the centre column, the top row
-    turned_ground, turned_aerial = turn_pair(ground, aerial, 1, False)
-    assert turned_ground[..., 12].all() and turned_aerial[:, 4, 8].all()
+    if turns == 1 and not mirror:  # clockwise: what was north, the top, is now east, the right
+        assert torch.equal(turned_aerial[:, :, -1], aerial[:, 0])
 
 
 def test_augmentation_is_for_training_pairs_and_changes_with_the_epoch(roots):
-    kwargs = {"ground_size": (32, 128), "aerial_size": (64, 64), "seed": 4}
-    plain, train = CVUSA(roots["cvusa"], "train", **kwargs), CVUSA(roots["cvusa"], "train", augment=True, **kwargs)
+    kwargs = SMALL | {"seed": 4}
+    plain, turned = (CVUSA(roots["cvusa"], "train", augment=augment, **kwargs) for augment in (False, True))
     draws = set()
     for epoch in range(20):
-        train.set_epoch(epoch)
-        draw = turn_of(4, 3, epoch)
-        expected = turn_pair(plain[3].ground, plain[3].aerial, *draw)
-        assert torch.equal(train[3].ground, expected[0]) and torch.equal(train[3].aerial, expected[1])
-        draws.add(draw)
+        turned.set_epoch(epoch)
+        draws.add(draw := transforms.turn_of(4, 3, epoch))
+        expected = transforms.turn_pair(plain[3].ground, plain[3].aerial, *draw)
+        assert torch.equal(turned[3].ground, expected[0]) and torch.equal(turned[3].aerial, expected[1])
     assert len(draws) > 4
     val = CVUSA(roots["cvusa"], "val", view="aerial", augment=True, **kwargs)
     assert torch.equal(val[0].image, CVUSA(roots["cvusa"], "val", view="aerial", **kwargs)[0].image)
+
+
+def test_jitter_scales_colours_and_leaves_grey_grey():
+    image = torch.randint(0, 256, (3, 40, 80), dtype=torch.uint8)
+    assert torch.equal(transforms.jitter_colours(image, 0.0, np.random.default_rng(0)), image)
+    changed = transforms.jitter_colours(image, 0.4, np.random.default_rng(0))
+    assert changed.dtype == torch.uint8 and not torch.equal(changed, image)
+    grey = transforms.jitter_colours(torch.full((3, 8, 8), 100, dtype=torch.uint8), 0.3, np.random.default_rng(1))
+    assert len(grey.unique()) == 1 and 60 <= int(grey[0, 0, 0]) <= 135
+
+
+def test_dropped_patches_are_whole_and_of_the_asked_share():
+    image = torch.full((3, 128, 512), 7, dtype=torch.uint8)
+    dropped = transforms.drop_patches(image, 0.3, np.random.default_rng(0))
+    assert torch.equal(image, torch.full_like(image, 7))
+    blank = (dropped != 7).all(dim=0)
+    assert torch.equal(blank, (dropped != 7).any(dim=0))
+    patches = blank.unfold(0, 16, 16).unfold(1, 16, 16).flatten(2)
+    assert torch.equal(patches.any(2), patches.all(2))
+    assert 0.2 < patches.all(2).float().mean() < 0.4
+    torch.testing.assert_close(dropped[:, blank].float().mean(1) / 255, torch.tensor(IMAGENET_MEAN), atol=0.01, rtol=0)
+
+
+def test_disturbed_pairs_differ_by_epoch_and_not_by_reading_them_again(roots):
+    kwargs = SMALL | {"pixels": True, "seed": 4}
+    plain = CVUSA(roots["cvusa"], "train", **kwargs)
+    data = CVUSA(roots["cvusa"], "train", colour_jitter=0.3, patch_dropout=0.2, **kwargs)
+    first = data[3]
+    assert torch.equal(first.ground, data[3].ground) and torch.equal(first.aerial, data[3].aerial)
+    assert not torch.equal(first.ground, plain[3].ground) and not torch.equal(first.aerial, plain[3].aerial)
+    data.set_epoch(1)
+    assert not torch.equal(first.ground, data[3].ground)
+    assert torch.equal(data.as_view("ground")[3].image, plain.as_view("ground")[3].image)  # evaluation sees it as it is

@@ -1,10 +1,9 @@
 """Two gloo processes against one."""
 
-import json
-import multiprocessing
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from datetime import timedelta
@@ -15,7 +14,8 @@ import numpy as np
 import pytest
 import torch
 import torch.multiprocessing as mp
-from make_data import ASAM, flags, heed_ctrl_c
+from make_data import ASAM, flags, heed_ctrl_c, history, record
+from simulated_gpu import GPU, simulated_gpu
 from torch.nn.parallel import DistributedDataParallel
 
 import train
@@ -24,108 +24,160 @@ from dataset import CVUSA
 from model import FRGeo
 from utils import distributed
 from utils.checkpoint import load_checkpoint
-from utils.evaluation import evaluate
-from utils.launch import launch
-from utils.options import parse_args
+from utils.evaluation import evaluate, score
+from utils.geodesy import Positions
 
-REPO = Path(__file__).parent.parent
-
-
-def in_two_processes(function, *args):
-    mp.spawn(_join, args=(function, f"tcp://127.0.0.1:{distributed.free_port()}", args), nprocs=2)
+TRAIN = str(Path(__file__).parent.parent / "train.py")
+TWO = ["--multiprocessing-distributed", "--nprocs", "2", "--device", "cpu"]
+SIZES = {"ground_size": (32, 128), "aerial_size": (64, 64)}
+CPU = torch.device("cpu")
 
 
-def _join(rank, function, url, args):
+# What two processes compute: they are started once, as importing torch takes seconds.
+
+
+def join(rank, url, folder, root):
     torch.set_num_threads(1)
     distributed.join(url, 2, rank, "gloo")
     try:
-        function(rank, *args)
+        parts = [gradients(rank), collectives(), evaluated(rank, root), score(*scored()), sent_from_a_gpu(rank)]
+        names = ["gradients", "collectives", "evaluated", "scored", "sent_from_a_gpu"]
+        torch.save(dict(zip(names, parts, strict=True)), f"{folder}/{rank}.pt")
     finally:
         distributed.leave()
 
 
-def make_model():
+@pytest.fixture(scope="module")
+def computed(roots, tmp_path_factory):
+    """What rank 0 and rank 1 found."""
+    folder = tmp_path_factory.mktemp("computed")
+    mp.spawn(join, args=(f"tcp://127.0.0.1:{distributed.free_port()}", str(folder), str(roots["cvusa"])), nprocs=2)
+    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in (0, 1)]
+
+
+LOSSES = {
+    "all": TupleLoss(WBLoss(), gather=True),
+    "triplet": TupleLoss(SoftTripletLoss(), gather=True),
+    "tuples of 4 within a process": TupleLoss(WBLoss(), tuple_size=4),
+    "tuples of 4, gathered": TupleLoss(WBLoss(), tuple_size=4, gather=True),
+    "tuples of 8, gathered": TupleLoss(WBLoss(), tuple_size=8, gather=True),
+    "learned temperature": TupleLoss(WBLoss(label_smoothing=0.1, learned=True), tuple_size=4).double(),
+}
+
+
+def gradients(rank=None):
+    """{loss: its values and the gradients of all parameters}, of a rank's half of a batch or of the whole."""
     torch.manual_seed(0)
-    return FRGeo(arch="test_convnext", ground_size=(32, 128), aerial_size=(64, 64)).double()
+    model, found = FRGeo(arch="test_convnext", **SIZES).double(), {}
+    network = model if rank is None else DistributedDataParallel(model)
+    own = slice(None) if rank is None else slice(4 * rank, 4 * rank + 4)
+    images = [torch.randn(8, 3, *size, dtype=torch.float64)[own] for size in SIZES.values()]
+    for name, loss in LOSSES.items():
+        network.zero_grad()
+        loss.zero_grad()
+        value = loss(*network(*images))
+        value[0].backward()
+        distributed.average_gradients(loss.parameters())
+        grads = [p.grad.clone() for p in (*model.parameters(), *loss.parameters())]
+        found[name] = torch.stack(value).detach(), grads
+    return found
 
 
-def make_batch(size=8):
-    g = torch.Generator().manual_seed(1)
-    shapes = (size, 3, 32, 128), (size, 3, 64, 64)
-    return tuple(torch.randn(shape, generator=g, dtype=torch.float64) for shape in shapes)
+@pytest.mark.parametrize("name", LOSSES)
+def test_loss_and_gradients_equal_one_process(computed, name):
+    values, grads = gradients()[name]
+    parts = [part["gradients"][name] for part in computed]
+    if LOSSES[name].gather:  # every process has the loss of the whole batch
+        for found, _ in parts:
+            torch.testing.assert_close(found, values, atol=1e-9, rtol=0)
+    torch.testing.assert_close((parts[0][0] + parts[1][0]) / 2, values, atol=1e-9, rtol=0)
+    for _, found in parts:
+        torch.testing.assert_close(found, grads, atol=1e-9, rtol=0)
 
 
-def losses():
+LENGTHS = (0, 1, 2, 5, 101)
+
+
+def collectives():
+    own = distributed.rank()
+    shards = [torch.arange(3.0 * n).reshape(n, 3)[slice(*distributed.shard(n))] for n in LENGTHS]
     return {
-        "all": TupleLoss(WBLoss(), gather=True),
-        "triplet": TupleLoss(SoftTripletLoss(), gather=True),
-        "tuples of 4 within a process": TupleLoss(WBLoss(), tuple_size=4),
-        "tuples of 4, gathered": TupleLoss(WBLoss(), tuple_size=4, gather=True),
-        "tuples of 8, gathered": TupleLoss(WBLoss(), tuple_size=8, gather=True),
-        "learned temperature": TupleLoss(WBLoss(label_smoothing=0.1, learned=True), tuple_size=4).double(),
+        "ranks": (own, distributed.world_size()),
+        "gathered": [distributed.gather_rows(rows, n) for rows, n in zip(shards, LENGTHS, strict=True)],
+        "main": distributed.gather_to_main(torch.full((2, 1), float(own))),
+        "broadcast": distributed.broadcast_object({"rank": own}),
+        "mean": distributed.mean_over_ranks([own, 10.0]),
     }
 
 
-def _gradients(rank, folder):
-    network = DistributedDataParallel(make_model())
-    ground, aerial = (x[rank * 4 : rank * 4 + 4] for x in make_batch())
-    for name, loss in losses().items():
-        network.zero_grad()
-        value = loss(*network(ground, aerial))
-        value[0].backward()
-        distributed.average_gradients(loss.parameters())
-        found = {
-            "values": torch.stack(value).detach(),
-            "grads": [p.grad.clone() for p in (*network.module.parameters(), *loss.parameters())],
-        }
-        torch.save(found, f"{folder}/{name}-{rank}.pt")
+def test_collectives(computed):
+    for rank, found in enumerate(part["collectives"] for part in computed):
+        assert found["ranks"] == (rank, 2) and found["broadcast"] == {"rank": 0} and found["mean"] == [0.5, 10.0]
+        assert (found["main"] is None) if rank else found["main"].ravel().tolist() == [0, 0, 1, 1]
+        for rows, n in zip(found["gathered"], LENGTHS, strict=True):
+            assert torch.equal(rows, torch.arange(3.0 * n).reshape(n, 3))
 
 
-def test_loss_and_gradients_equal_one_process(tmp_path):
-    in_two_processes(_gradients, str(tmp_path))
-    for name, loss in losses().items():
-        model = make_model()
-        value = loss(*model(*make_batch()))
-        value[0].backward()
-        grads = [p.grad for p in (*model.parameters(), *loss.parameters())]
-        parts = [torch.load(tmp_path / f"{name}-{rank}.pt") for rank in (0, 1)]
-        if loss.gather:  # every process has the loss of the whole batch
-            for part in parts:
-                torch.testing.assert_close(part["values"], torch.stack(value).detach(), atol=1e-9, rtol=0)
-        mean = torch.stack([part["values"] for part in parts]).mean(0)
-        torch.testing.assert_close(mean, torch.stack(value).detach(), atol=1e-9, rtol=0)
-        for part in parts:
-            for found, expected in zip(part["grads"], grads, strict=True):
-                torch.testing.assert_close(found, expected, atol=1e-9, rtol=0)
+def sent_from_a_gpu(rank):
+    """What both ways of gathering give for rows on a GPU, and the gradient of rows that were gathered."""
+    with simulated_gpu():
+        rows = torch.full((2, 3), rank + 1.0).to(GPU).requires_grad_()
+        everything, main = distributed.all_gather_with_grad(rows), distributed.gather_to_main(rows.detach())
+        (everything**2).sum().backward()
+        tensors = (everything.detach(), rows.grad) if rank else (everything.detach(), rows.grad, main)
+        return [tensor.device.type for tensor in tensors], [tensor.cpu() for tensor in tensors]
 
 
-def _collectives(rank):
-    assert distributed.world_size() == 2 and distributed.rank() == rank
-    for length in (0, 1, 2, 5, 101):
-        whole = torch.arange(3.0 * length).reshape(length, 3)
-        start, stop = distributed.shard(length)
-        assert torch.equal(distributed.gather_rows(whole[start:stop], length), whole)
-    wide = torch.arange(2.0 * 2**23 + 3)[:, None].repeat(1, 4)  # more than one block of 32 MiB a rank
-    start, stop = distributed.shard(len(wide))
-    assert torch.equal(distributed.gather_rows(wide[start:stop], len(wide)), wide)
-    rows = distributed.gather_to_main(torch.full((2, 1), float(rank)))
-    assert (rows is None) if rank else rows.ravel().tolist() == [0, 0, 1, 1]
-    assert distributed.broadcast_object({"rank": rank}) == {"rank": 0}
-    assert distributed.mean_over_ranks([rank, 10.0]) == [0.5, 10.0]
+def test_rows_on_a_gpu_are_gathered_by_gloo(computed):
+    """It gathers tensors of the CPU only: rows go there and come back."""
+    both = torch.tensor([[1.0] * 3] * 2 + [[2.0] * 3] * 2)
+    for rank, (devices, (everything, grad, *main)) in enumerate(part["sent_from_a_gpu"] for part in computed):
+        assert set(devices) == {"cuda"}
+        assert torch.equal(everything, both) and torch.equal(grad, torch.full((2, 3), 4.0 * (rank + 1)))
+        assert rank or torch.equal(*main, both)
 
 
-def test_collectives():
-    in_two_processes(_collectives)
+def evaluated(rank, root):
+    """Descriptors of a network with batch norms after one training pass of both processes, and rank 0's own."""
+    images = CVUSA(root, "train", view="ground", **SIZES)
+    torch.manual_seed(0)
+    model = FRGeo(arch="test_resnet", **SIZES)
+    batch = torch.stack([images[i].image for i in range(rank * 8, rank * 8 + 8)])
+    DistributedDataParallel(model)(batch, batch[..., :64].repeat(1, 1, 2, 1))
+    args = SimpleNamespace(search_north=0, regions=4, eval_batch_size=8, amp="none", workers=0)
+    q = evaluate(model, images, images.as_view("aerial"), args, CPU)[1][0]
+    with torch.no_grad():
+        return torch.from_numpy(q), torch.cat([model.query_net(images[i].image[None]) for i in range(len(images))])
 
 
-TWO = ["--multiprocessing-distributed", "--nprocs", "2"]
+def test_batch_norms_are_evaluated_as_they_are_saved(computed):
+    torch.testing.assert_close(*computed[0]["evaluated"], atol=1e-4, rtol=0)
+
+
+def scored():
+    """Descriptors whose evaluation has every measure: 29 queries, 41 tiles, semi-positives, tiles within 5 m."""
+    rng = np.random.default_rng(0)
+    labels, gallery = rng.integers(0, 41, 29), rng.uniform(0, 25, (41, 2))
+    r = rng.standard_normal((41, 16)).astype("f4")
+    q = [r[labels] + rng.standard_normal((29, 16)).astype("f4") for _ in range(2)]
+    positions, semi = Positions(gallery[labels], gallery, "metres"), rng.integers(-1, 41, (29, 3))
+    return q, r, SimpleNamespace(labels=labels, semi_positives=semi, positions=positions, near_metres=5), CPU, 4
+
+
+def test_scores_of_two_processes_equal_one(computed):
+    expected = score(*scored())
+    assert {"R@1", "R@5 (5 m)", "Hit", "Hit (top-1 covers)", "median error (m)"} <= expected.keys()
+    assert computed[0]["scored"] == computed[1]["scored"] == expected
+
+
+# Whole runs.
 
 
 @pytest.fixture(scope="module")
 def trained(roots, tmp_path_factory):
-    """A run of two processes with mining."""
+    """A run of two processes with mining, and a loss over the pairs of both."""
     out = tmp_path_factory.mktemp("two")
-    return out, train.main(flags(roots["cvusa"], out, *ASAM, *TWO, "--epochs", "3"))
+    return out, train.main(flags(roots["cvusa"], out, *ASAM, *TWO, "--gather", "--epochs", "3"))
 
 
 def test_two_processes_train_with_mining_and_write_every_file(trained):
@@ -133,10 +185,9 @@ def test_two_processes_train_with_mining_and_write_every_file(trained):
     names = {"checkpoint.pth.tar", "model_best.pth.tar", "log.txt", "args.json", "metrics.jsonl", "metrics.json"}
     assert {path.name for path in out.iterdir()} == names
     log = (out / "log.txt").read_text()
-    assert "2 process(es)" in log and "hard partners" in log and "tuples of 4 pairs" in log
+    assert "2 process(es)" in log and "hard negatives" in log and "tuples of 8 pairs" in log
     assert log.count("arguments:") == 1
-    assert metrics == {k: v for k, v in json.loads((out / "metrics.json").read_text()).items() if k in metrics}
-    assert len((out / "metrics.jsonl").read_text().splitlines()) == 3
+    assert record(out) == record(out) | metrics and len(history(out)) == 3
 
 
 def test_evaluation_by_two_processes_equals_one(trained, roots, tmp_path):
@@ -149,168 +200,121 @@ def test_evaluation_by_two_processes_equals_one(trained, roots, tmp_path):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
-def _evaluated(rank, root, folder):
-    """Descriptors of a network with batch norms after one training pass of both processes."""
-    images = CVUSA(root, "train", view="ground", ground_size=(32, 128), aerial_size=(64, 64))
-    torch.manual_seed(0)
-    model = FRGeo(arch="test_resnet", ground_size=(32, 128), aerial_size=(64, 64))
-    network = DistributedDataParallel(model)
-    batch = torch.stack([images[i].image for i in range(rank * 8, rank * 8 + 8)])
-    network(batch, batch[..., :64].repeat(1, 1, 2, 1))
-    options = {"search_north": 0, "regions": 4, "eval_batch_size": 8, "amp": "off", "workers": 0}
-    args = SimpleNamespace(**options, multiprocessing_distributed=False, world_size=1)
-    q = evaluate(model, images, images.as_view("aerial"), args, torch.device("cpu"))[1][0]
-    if rank == 0:
-        rows = [model.eval().query_net(images[i].image[None]) for i in range(len(images))]
-        torch.testing.assert_close(torch.from_numpy(q), torch.cat(rows), atol=1e-4, rtol=0)
-        Path(folder, "seen").touch()
-
-
-def test_batch_norms_are_evaluated_as_they_are_saved(roots, tmp_path):
-    in_two_processes(_evaluated, str(roots["cvusa"]), str(tmp_path))
-    assert (tmp_path / "seen").exists()
-
-
-def _start_method(args, device):
-    return multiprocessing.get_start_method()
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="forked where that is safe")
-def test_processes_fork_their_loader_processes(roots, tmp_path):
-    args = parse_args(flags(roots["cvusa"], tmp_path, *ASAM, *TWO))
-    assert launch(_start_method, args) == "fork"
-
-
-def test_gathered_batches_train_as_one_process_does(roots, tmp_path):
+def test_gathered_batches_train_as_one_process_does(trained, roots, tmp_path):
     """The same seed, the same global batches, one loss over all of them: the same first epoch."""
-    recipe = ["--op", "sgd", "--lr", "0.01", "--batch-size", "8", "--epochs", "1", "--momentum", "0"]
-    train.main(flags(roots["cvusa"], tmp_path / "one", *recipe))
-    train.main(flags(roots["cvusa"], tmp_path / "two", *recipe, *TWO, "--gather"))
-    one, two = (json.loads((tmp_path / n / "metrics.jsonl").read_text()) for n in ("one", "two"))
+    train.main(flags(roots["cvusa"], tmp_path, *ASAM, "--epochs", "1"))
+    one, two = history(tmp_path)[0], history(trained[0])[0]
     for name in ("loss", "positive_similarity", "negative_similarity"):
         assert one[name] == pytest.approx(two[name], abs=2e-5)
-    assert {k: one[k] for k in ("R@1", "R@5")} == {k: two[k] for k in ("R@1", "R@5")}
+    assert (one["R@1"], one["R@5"]) == (two["R@1"], two["R@5"])
+
+
+def start(*command, **kwargs):
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([sys.executable, *command], env=env, stderr=subprocess.PIPE, text=True, **kwargs)
 
 
 def test_torchrun(roots, tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        str(REPO / "train.py"),
-    ]
-    done = subprocess.run(
-        [*command, *flags(roots["cvusa"], tmp_path, *ASAM, "--epochs", "2", "--share", "-b", "9")],
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    node = start(*launcher, TRAIN, *flags(roots["cvusa"], tmp_path, *ASAM, "--epochs", "2", "--share", "-b", "9"))
+    _, error = node.communicate(timeout=300)
+    assert node.returncode == 0, error
     log = (tmp_path / "log.txt").read_text()
-    assert "2 process(es)" in log and "--batch-size 9 was lowered to 8" in log
-    assert json.loads((tmp_path / "metrics.json").read_text())["epoch"] == 2
+    for words in ("2 process(es)", "--batch-size 9 was lowered to 8", "tuples of 4 pairs"):
+        assert words in log
+    assert record(tmp_path)["epoch"] == 2
 
 
 def test_two_nodes_of_one_process_each(roots, tmp_path):
     """--world-size counts nodes, --rank numbers them, --dist-url is where they meet."""
     url = f"tcp://127.0.0.1:{distributed.free_port()}"
     common = ["--multiprocessing-distributed", "--nprocs", "1", "--world-size", "2", "--dist-url", url, "--epochs", "1"]
-    nodes = [
-        subprocess.Popen(
-            [sys.executable, "train.py", *flags(roots["cvusa"], tmp_path, *ASAM, *common, "--rank", rank)], cwd=REPO,
-            env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
-        )
-        for rank in "01"
-    ]  # fmt: skip
-    for node in nodes:
-        _, error = node.communicate(timeout=300)
-        assert node.returncode == 0, error
-    assert "2 process(es)" in (tmp_path / "log.txt").read_text()
+    run = flags(roots["cvusa"], tmp_path, *ASAM, *common)
+    other = start(TRAIN, *run, "--rank", "1")
+    metrics = train.main([*run, "--rank", "0"])
+    _, error = other.communicate(timeout=300)
+    assert other.returncode == 0, error
+    assert record(tmp_path) == record(tmp_path) | metrics and "2 process(es)" in (tmp_path / "log.txt").read_text()
 
 
-def test_mistakes_inside_processes_end_with_one_sentence(roots, tmp_path, capfd):
-    with pytest.raises(SystemExit) as stop:
-        train.main(flags(roots["cvusa"], tmp_path / "r", *ASAM, *TWO, "--batch-size", "3"))
-    assert stop.value.code == 2
-    error = capfd.readouterr().err
-    assert "--batch-size 3 leaves 2 process(es) fewer than two pairs each; give at least 4" in error
-    assert "Traceback" not in error
-
-
-def test_a_taken_port_is_told(roots, tmp_path, capfd):
-    import socket
-
+def test_a_taken_port_is_told(roots, tmp_path, refused):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         url = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
-        with pytest.raises(SystemExit) as stop:
-            train.main(flags(roots["cvusa"], tmp_path / "r", *ASAM, *TWO, "--dist-url", url))
-    assert stop.value.code == 2
-    assert f"--dist-url {url} cannot be used" in capfd.readouterr().err
+        nodes = ["--world-size", "2", "--rank", "0", "--dist-url", url]
+        error = refused(train.main, *flags(roots["cvusa"], tmp_path / "r", *ASAM, *nodes))
+    assert f"--dist-url {url} cannot be used" in error
 
 
 @pytest.mark.parametrize("node", ["0", "1"])
-def test_a_node_that_is_alone_does_not_wait_for_hours(roots, tmp_path, capsys, monkeypatch, node):
+def test_a_node_that_is_alone_does_not_wait_for_hours(roots, tmp_path, refused, monkeypatch, node):
     monkeypatch.setattr(distributed, "JOIN", timedelta(seconds=2))
     url = f"tcp://127.0.0.1:{distributed.free_port()}"
-    with pytest.raises(SystemExit) as stop:
-        train.main(flags(roots["cvusa"], tmp_path, *ASAM, "--world-size", "2", "--rank", node, "--dist-url", url))
-    assert stop.value.code == 2
-    error = capsys.readouterr().err
-    assert f"--dist-url {url} cannot be used by process {node} of 2" in error and "Traceback" not in error
+    nodes = ["--world-size", "2", "--rank", node, "--dist-url", url]
+    error = refused(train.main, *flags(roots["cvusa"], tmp_path, *ASAM, *nodes))
+    assert f"--dist-url {url} cannot be used by process {node} of 2" in error
 
 
-def begun(words, root, folder, *more, **streams):
+# Runs that are stopped.
+
+
+def begun(words, root, folder, *more):
     """A training without end in a process group of its own, once its log has said `words`."""
-    run = subprocess.Popen(
-        [sys.executable, str(REPO / "train.py"), *flags(root, folder, *ASAM, *more, "--epochs", "99999")],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
+    run = start(
+        TRAIN, *flags(root, folder, *ASAM, *more, "--epochs", "99999"), stdout=subprocess.PIPE, start_new_session=True,
         preexec_fn=heed_ctrl_c,
-        **streams,
-    )
+    )  # fmt: skip
     for line in run.stdout:
         if words in line:
             break
     return run
 
 
-def test_ctrl_c_does_not_point_at_an_earlier_run(roots, tmp_path, capfd, monkeypatch):
+def test_ctrl_c_does_not_point_at_an_earlier_run(trained, roots, tmp_path, capsys, monkeypatch):
+    done = trained[0] / "checkpoint.pth.tar"
     (tmp_path / "checkpoint.pth.tar").touch()
     os.utime(tmp_path / "checkpoint.pth.tar", (0, 0))
 
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train, "launch", interrupted)
-    for more, told in (([], ""), (["--resume", "a.pth.tar"], "; go on with --resume a.pth.tar")):
+    monkeypatch.setattr(distributed, "launch", interrupted)
+    for more, told in (([], ""), (["--resume", str(done)], f"; continue with --resume {done}")):
         with pytest.raises(SystemExit) as stop:
             train.main(flags(roots["cvusa"], tmp_path, *ASAM, *more))
-        assert stop.value.code == 130 and capfd.readouterr().err == f"train.py: interrupted{told}\n"
+        assert stop.value.code == 130 and capsys.readouterr().err == f"train.py: interrupted{told}\n"
 
 
 @pytest.mark.parametrize("more", [[], TWO])
 def test_ctrl_c_ends_with_one_line_and_a_way_to_go_on(roots, tmp_path, more):
-    run = begun("epoch 3 step", roots["cvusa"], tmp_path, *more, stderr=subprocess.PIPE)
+    run = begun("epoch 3 step", roots["cvusa"], tmp_path, *more)
     os.killpg(run.pid, signal.SIGINT)  # what a terminal does: every process of the group gets it
     _, error = run.communicate(timeout=120)
     assert run.returncode == 130
-    assert error.startswith(f"train.py: interrupted; go on with --resume {tmp_path}/checkpoint.pth.tar\n")
+    assert error.startswith(f"train.py: interrupted; continue with --resume {tmp_path}/checkpoint.pth.tar\n")
     assert "Traceback" not in error
     assert load_checkpoint(tmp_path / "checkpoint.pth.tar")["epoch"] >= 2
 
 
 def test_a_killed_parent_takes_its_processes_with_it(roots, tmp_path):
-    more = [*TWO, "--print-freq", "1"]
-    run = begun("epoch 2 step", roots["cvusa"], tmp_path, *more, stderr=subprocess.DEVNULL)
+    run = begun("epoch 2 step", roots["cvusa"], tmp_path, *TWO, "--print-freq", "1")
     run.kill()  # as a scheduler does: the processes cannot be told
-    rest = run.stdout.read()  # ends when the last process that holds it has gone
-    assert run.wait(timeout=60) == -signal.SIGKILL
+    rest, _ = run.communicate(timeout=60)  # ends when the last process that holds its stdout has gone
+    assert run.returncode == -signal.SIGKILL
     assert rest.count("epoch") < 500
+
+
+def test_a_killed_process_ends_the_run_with_one_sentence(roots, tmp_path):
+    run = begun("epoch 2 step", roots["cvusa"], tmp_path, *TWO)
+    children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
+    ranks = [pid for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    assert len(ranks) == 2
+    os.kill(int(ranks[1]), signal.SIGKILL)
+    _, error = run.communicate(timeout=120)
+    assert run.returncode == 2
+    told = [line for line in error.splitlines() if line.startswith("train.py:")]
+    assert len(told) == 1 and "a process was killed" in told[0] and "most likely for lack of memory" in told[0]
 
 
 def test_a_mistake_that_one_process_finds_ends_with_one_sentence(roots, tmp_path, capfd):
@@ -319,9 +323,7 @@ def test_a_mistake_that_one_process_finds_ends_with_one_sentence(roots, tmp_path
     shutil.copytree(roots["cvusa"], broken)
     first = sorted((broken / "streetview" / "panos").iterdir())[5]
     first.write_bytes(b"no image")
-    for attempt in range(2):
-        with pytest.raises(SystemExit) as stop:
-            train.main(flags(broken, tmp_path / f"r{attempt}", *ASAM, *TWO))
-        assert stop.value.code == 2
-        error = capfd.readouterr().err
-        assert f"{first} cannot be read as an image" in error and "Traceback" not in error
+    with pytest.raises(SystemExit) as stop:
+        train.main(flags(broken, tmp_path / "run", *ASAM, *TWO))
+    error = capfd.readouterr().err
+    assert stop.value.code == 2 and f"{first} cannot be read as an image" in error and "Traceback" not in error

@@ -1,20 +1,20 @@
-"""Metres between queries and what they retrieve, and tiles that lie near."""
-
-import json
+"""Metres between queries and what they retrieve, and places that lie near."""
 
 import make_data
 import numpy as np
 import pytest
 import torch
-from make_data import flags
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from make_data import flags, record
 from scipy.io import loadmat, savemat
 
 import train
 from dataset import CVACT, CVUSA, VIGOR
-from utils.geodesy import Positions, describe_errors, distances, neighbours
-from utils.metrics import rank_queries
+from model import FRGeo
+from scripts import score_descriptors
+from utils.geodesy import Positions, describe_errors, distances, nearest_places, neighbours
 
-TWO = ["--multiprocessing-distributed", "--nprocs", "2"]
 METRES = ("median error (m)", "mean error (m)", "within 25 m", "within 50 m", "within 100 m")
 
 
@@ -56,33 +56,44 @@ def test_neighbours_are_all_within_the_radius(monkeypatch, rows):
     assert found == set(zip(*(x.tolist() for x in np.nonzero(apart <= 5)), strict=True))
 
 
-@pytest.mark.parametrize("semi", [False, True])
-def test_rank_of_the_best_tile_that_lies_near(semi):
-    rng = np.random.default_rng(2)
-    query, gallery = rng.standard_normal((50, 8)), rng.standard_normal((90, 8))
-    labels, others = rng.integers(0, 90, 50), rng.integers(0, 90, (50, 3)) if semi else None
-    near = rng.random((50, 90)) < 0.05
-    i, j = np.nonzero(near[10:45])
-    blocks = [(i[:20], j[:20]), (i[20:], j[20:])]
-    found = rank_queries(query, gallery, labels, others, rows=(10, 45), near=blocks, chunk=16)
-    near[np.arange(50), labels] = True
-    q, r = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (query, gallery))
-    s = q @ r.T
-    best = np.where(near, s, -np.inf).max(axis=1)
-    np.testing.assert_array_equal(found.near, (s > best[:, None] + 1e-12).sum(axis=1)[10:45])
-    plain = rank_queries(query, gallery, labels, others, rows=(10, 45))
-    assert plain.near is None
-    for a, b in zip(plain[:3], found[:3], strict=True):
-        np.testing.assert_array_equal(a, b)
+@settings(deadline=None, max_examples=30)
+@given(st.integers(2, 60), st.integers(1, 12), st.integers(0, 99), st.sampled_from(["degrees", "metres"]))
+def test_nearest_places_are_those_of_all_distances(n, count, seed, kind):
+    rng = np.random.default_rng(seed)
+    places = np.array([40.7, -74.0]) + rng.uniform(-0.05, 0.05, (n, 2))
+    places[rng.integers(n)] = places[rng.integers(n)]  # two in one spot
+    found = nearest_places(places, kind, count)
+    assert found.shape == (n, min(count, n - 1))
+    for i in range(n):
+        metres = distances(np.repeat(places[i : i + 1], n, 0), places, kind)
+        assert i not in found[i]
+        np.testing.assert_allclose(metres[found[i]], np.sort(np.delete(metres, i))[: found.shape[1]], atol=1e-6)
 
 
-def similarities(folder):
-    q, r = (np.load(folder / f"{name}_global_descriptor.npy").astype(float) for name in ("grd", "sat"))
-    return (q / np.linalg.norm(q, axis=1, keepdims=True)) @ (r / np.linalg.norm(r, axis=1, keepdims=True)).T
+def test_many_places_in_one_spot_have_other_neighbours():
+    assert all(i not in row for i, row in enumerate(nearest_places(np.zeros((30, 2)), "metres", 4)))
+
+
+# Metres of evaluations.
 
 
 @pytest.fixture
-def cvact(tmp_path):
+def evaluated(tmp_path):
+    """evaluated(root, dataset, *more): the metrics of a network that was never trained, and all similarities."""
+
+    def run(root, dataset, *more):
+        torch.manual_seed(0)
+        model = FRGeo(dataset, arch="test_convnext", ground_size=(32, 128), aerial_size=(64, 64), layer_scale=0.5)
+        torch.save({"state_dict": model.state_dict()}, tmp_path / "w.pth")
+        weights = ["-e", "--weights", str(tmp_path / "w.pth")]
+        metrics = train.main(flags(root, tmp_path / "run", *weights, *more, dataset=dataset))
+        q, r = (np.load(tmp_path / "run" / f"{name}_global_descriptor.npy").astype(float) for name in ("grd", "sat"))
+        return metrics, (q / np.linalg.norm(q, axis=1)[:, None]) @ (r / np.linalg.norm(r, axis=1)[:, None]).T
+
+    return run
+
+
+def test_cvact_test_is_scored_both_ways(evaluated, tmp_path):
     """A copy with a test split: cameras on a map so small that some stand within 5 m of each other."""
     root = make_data.write_cvact(tmp_path / "cvact", train=12, val=30)
     lists = loadmat(root / "ACT_data.mat", simplify_cells=True)
@@ -90,30 +101,11 @@ def cvact(tmp_path):
     savemat(root / "ACT_data.mat", {k: v for k, v in lists.items() if not k.startswith("__")})
     (root / "ANU_data_small").rename(root / "ANU_data_test")
     (root / "ANU_data_test" / "streetview" / f"{'x' * 20}20_grdView.jpg").unlink()
-    return root
-
-
-def random_weights(path, dataset):
-    """A checkpoint of the tests' small network, never trained."""
-    from model import FRGeo
-
-    torch.manual_seed(0)
-    model = FRGeo(dataset, arch="test_convnext", ground_size=(32, 128), aerial_size=(64, 64), layer_scale=0.5)
-    torch.save({"state_dict": model.state_dict()}, path)
-    return ["-e", "--weights", str(path)]
-
-
-def test_cvact_test_is_scored_both_ways(cvact, tmp_path):
-    weights = random_weights(tmp_path / "w.pth", "cvact")
-    run = ["--eval-split", "test", *weights]
-    found = train.main(flags(cvact, tmp_path / "one", *run, dataset="cvact"))
-    assert train.main(flags(cvact, tmp_path / "two", *run, *TWO, dataset="cvact")) == found
-    again = ["-e", "--eval-split", "test", "--descriptors", str(tmp_path / "one")]
-    assert train.main(flags(cvact, tmp_path / "again", *again, dataset="cvact")) == found
-    record = json.loads((tmp_path / "one" / "metrics.json").read_text())
-    assert record["split"] == "test" and record["missing_pairs"] == 1 and record["queries"] == 29
-    utm = CVACT(cvact, "test").utm
-    s = similarities(tmp_path / "one")
+    found, s = evaluated(root, "cvact", "--eval-split", "test")
+    assert score_descriptors.main([str(tmp_path / "run")]) == found
+    expected = {"split": "test", "missing_pairs": 1, "queries": 29}
+    assert record(tmp_path / "run") | expected == record(tmp_path / "run")
+    utm = CVACT(root, "test").utm
     apart = np.linalg.norm(utm[:, None] - utm, axis=2)
     best = np.where(apart <= 5, s, -np.inf).max(axis=1)
     for name, score in (("R@{}", np.diag(s)), ("R@{} (5 m)", best)):
@@ -126,24 +118,10 @@ def test_cvact_test_is_scored_both_ways(cvact, tmp_path):
     assert found["within 25 m"] == pytest.approx(100 * np.mean(errors <= 25))
 
 
-def test_val_is_scored_by_exact_pair_alone_and_coordinates_that_are_missing_leave_metres_out(roots, tmp_path):
-    weights = random_weights(tmp_path / "w.pth", "cvact")
-    found = train.main(flags(roots["cvact"], tmp_path / "r", *weights, dataset="cvact"))
-    assert set(METRES) <= set(found) and "R@1 (5 m)" not in found
-    data = CVACT(roots["cvact"], "val")
-    data.utm = data.utm.copy()
-    data.utm[0, 0] = np.nan
-    assert data.positions is None
-
-
-def test_vigor_errors_are_metres_between_the_coordinates_in_the_names(roots, tmp_path):
-    weights = random_weights(tmp_path / "w.pth", "vigor")
-    found = train.main(flags(roots["vigor"], tmp_path / "one", *weights, dataset="vigor"))
-    assert train.main(flags(roots["vigor"], tmp_path / "two", *weights, *TWO, dataset="vigor")) == found
-    data = VIGOR(roots["vigor"], "test")
-    top = similarities(tmp_path / "one").argmax(axis=1)
-    errors = []
-    for panorama, tile in zip(data.ground, (data.aerial[t] for t in top), strict=True):
+def test_vigor_errors_are_metres_between_the_coordinates_in_the_names(roots, evaluated):
+    found, s = evaluated(roots["vigor"], "vigor")
+    data, errors = VIGOR(roots["vigor"], "test"), []
+    for panorama, tile in zip(data.ground, (data.aerial[t] for t in s.argmax(axis=1)), strict=True):
         lat, lng = map(float, panorama.split(",")[1:3])
         north, east = map(float, tile[: -len(".png")].split("_")[-2:])
         metre = np.pi / 180 * 6_371_008.8
@@ -154,77 +132,55 @@ def test_vigor_errors_are_metres_between_the_coordinates_in_the_names(roots, tmp
     assert np.linalg.norm((query - gallery[data.labels]) * 111_195, axis=1).max() < 60  # its own tile is near
 
 
-def test_vigor_names_of_another_style_leave_metres_out(roots):
+def test_coordinates_that_are_missing_or_of_another_style_leave_metres_out(roots):
+    whole, data = CVACT(roots["cvact"], "val"), CVACT(roots["cvact"], "val")
+    assert whole.positions is not None and whole.near_metres is None
+    data.utm = np.where(data.utm == data.utm[0], np.nan, data.utm)
+    assert data.positions is None
     data = VIGOR(roots["vigor"], "test")
     data.aerial = [path.replace("satellite_", "tile-") for path in data.aerial]
     assert data.positions is None
 
 
-def locations(style, count):
-    """all.csv of pairs 1 .. count in one of the styles it might have."""
-    rng = np.random.default_rng(7)
-    lat, lng = rng.uniform(30, 45, count), rng.uniform(-120, -70, count)
-    lines = {
-        "bare": [f"{a},{b}" for a, b in zip(lat, lng, strict=True)],
-        "swapped": [f"{b},{a}" for a, b in zip(lat, lng, strict=True)],
-        "named": ["id,zoom,lon,lat"] + [f"{i + 1},30,{lng[i]},{lat[i]}" for i in range(count)],
-        "paths": [f"streetview/panos/{i + 1:07d}.jpg, {lat[i]}, {lng[i]}" for i in range(count)][::-1],
-    }[style]
-    return "\n".join(lines) + "\n", lat, lng
+# split_locations/all.csv of CVUSA.
 
 
 @pytest.fixture
 def numbered(tmp_path):
     """A CVUSA copy whose pairs are numbered from 1, as the real ones."""
-    root = make_data.write_cvusa(tmp_path / "cvusa", train=9, val=8)
-    for old in range(16, -1, -1):
-        for folder in ("bingmap/19", "streetview/panos"):
-            (root / folder / f"{old:07d}.jpg").rename(root / folder / f"{old + 1:07d}.jpg")
-    for split, ids in (("train", range(1, 10)), ("val", range(10, 18))):
-        lines = [f"bingmap/19/{i:07d}.jpg,streetview/panos/{i:07d}.jpg,x.png\n" for i in ids]
-        (root / "splits" / f"{split}-19zl.csv").write_text("".join(lines))
+    root = make_data.write_cvusa(tmp_path / "cvusa", train=9, val=8, first=1)
     (root / "split_locations").mkdir()
     return root
 
 
 @pytest.mark.parametrize("style", ["bare", "swapped", "named", "paths"])
-def test_cvusa_coordinates_are_found_in_any_style(numbered, style):
-    text, lat, lng = locations(style, 17)
-    (numbered / "split_locations" / "all.csv").write_text(text)
+def test_cvusa_coordinates_are_found_in_any_style(numbered, evaluated, tmp_path, style):
+    rng = np.random.default_rng(7)
+    lat, lng = rng.uniform(30, 45, 17), rng.uniform(-120, -70, 17)
+    places = list(enumerate(zip(lat, lng, strict=True), start=1))
+    lines = {
+        "bare": [f"{a},{b}" for _, (a, b) in places],
+        "swapped": [f"{b},{a}" for _, (a, b) in places],
+        "named": ["id,zoom,lon,lat"] + [f"{i},30,{b},{a}" for i, (a, b) in places],
+        "paths": [f"streetview/panos/{i:07d}.jpg, {a}, {b}" for i, (a, b) in places][::-1],
+    }[style]
+    (numbered / "split_locations" / "all.csv").write_text("\n".join(lines) + "\n")
     (numbered / "streetview/panos/0000012.jpg").unlink()
-    data = CVUSA(numbered, "val")
-    query, gallery, kind = data.positions
-    kept = [9, 10, *range(12, 17)]
-    np.testing.assert_allclose(query, np.stack([lat, lng], axis=1)[kept])
+    query, gallery, kind = CVUSA(numbered, "val").positions
+    np.testing.assert_allclose(query, np.stack([lat, lng], axis=1)[[9, 10, *range(12, 17)]])
     np.testing.assert_array_equal(query, gallery)
     assert kind == "degrees"
+    if style == "bare":
+        evaluated(numbered, "cvusa")
+        assert set(METRES) <= record(tmp_path / "run").keys()
+        assert "median error (m)" in (tmp_path / "run" / "log.txt").read_text()
 
 
-@pytest.mark.parametrize(
-    "text",
-    ["", "lat,lng\n", "a,b\nc,d\n", "1,2\n3\n", "41.5,-87.25\n" * 16, "1.5,-87.25\n" * 17, "\x00"],
-)
+BAD = ["", "lat,lng\n", "a,b\nc,d\n", "1,2\n3\n", "41.5,-87.25\n" * 16, "1.5,-87.25\n" * 17, "\x00"]
+
+
+@pytest.mark.parametrize("text", BAD)
 def test_cvusa_coordinates_that_cannot_be_told_leave_metres_out(numbered, text):
     assert CVUSA(numbered, "val").positions is None
     (numbered / "split_locations" / "all.csv").write_text(text)
     assert CVUSA(numbered, "val").positions is None
-
-
-def test_metres_of_cvusa_reach_metrics_json(numbered, tmp_path):
-    (numbered / "split_locations" / "all.csv").write_text(locations("bare", 17)[0])
-    train.main(flags(numbered, tmp_path / "r", *random_weights(tmp_path / "w.pth", "cvusa")))
-    record = json.loads((tmp_path / "r" / "metrics.json").read_text())
-    assert set(METRES) <= set(record) and "median error (m)" in (tmp_path / "r" / "log.txt").read_text()
-
-
-def test_vigor_cities_make_up_training_and_gallery(roots, tmp_path):
-    common = ["--op", "adamw", "--lr", "1e-3", "-b", "8", "--epochs", "1", "--vigor-cities", "Seattle", "Chicago"]
-    train.main(flags(roots["vigor"], tmp_path / "two", *common, dataset="vigor"))
-    record = json.loads((tmp_path / "two" / "metrics.json").read_text())
-    assert record["dataset"] == "vigor_Seattle_Chicago" and record["queries"] == 2 * make_data.TEST
-    assert record["gallery"] == 2 * make_data.GRID**2
-    other = ["-e", "--vigor-cities", "NewYork", "--weights", str(tmp_path / "two" / "checkpoint.pth.tar")]
-    train.main(flags(roots["vigor"], tmp_path / "other", *other, dataset="vigor"))
-    record = json.loads((tmp_path / "other" / "metrics.json").read_text())
-    assert (record["queries"], record["gallery"]) == (make_data.TEST, make_data.GRID**2)
-    assert VIGOR(roots["vigor"], "test", area=("NewYork",)).aerial[0].split("/")[-3] == "NewYork"

@@ -1,18 +1,30 @@
 """Agreement with the published implementation, whose numbers stand in tests/parity."""
 
+import contextlib
 import json
 
 import numpy as np
 import pytest
 import torch
-from released import PARITY, write_released
+from released import PARITY, released_state, write_released
+from timm.models import register_model
+from timm.models.convnext import ConvNeXt
 
 import train
 from criterion import SAM, WBLoss
+from criterion.build import build_loss, build_optimizer, set_learning_rate
 from model import FRGeo
+from train import train_step
 from utils.checkpoint import load_weights
+from utils.options import parse_args
 
 GOLDEN = np.load(PARITY / "golden.npz")
+TRAJECTORY = np.load(PARITY / "trajectory.npz")
+
+
+@register_model
+def parity_convnext(pretrained=False, num_classes=0, **unused):
+    return ConvNeXt(depths=(1, 1, 2, 1), dims=(16, 32, 64, 128), num_classes=num_classes)
 
 
 @pytest.fixture(scope="module")
@@ -81,3 +93,31 @@ def test_adaptive_sam(fused):
         optimizer.second_step(zero_grad=True)
     for i, p in enumerate(w):
         np.testing.assert_allclose(p.detach().numpy(), GOLDEN[f"asam_True_{i}"], atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize(("kind", "flags"), [("adamw", "--op adamw"), ("asam", "--op sam --asam --rho 0.25")])
+def test_training(kind, flags):
+    """12 steps, 4 an epoch, in float64: loss and similarities before each step, descriptors after the last."""
+    schedule = "--lr 0.001 --wd 0.03 --cos --epochs 3"
+    args = parse_args(["--dataset", "cvusa", "--data-root", "unused", *flags.split(), *schedule.split()])
+    model = FRGeo(arch="parity_convnext", ground_size=(64, 256), aerial_size=(128, 128)).double()
+    load_weights(model, {"state_dict": released_state("trajectory_keys.json")})
+    criterion = build_loss(args, share=6, world_size=1)
+    optimizer = build_optimizer(args, model, criterion)
+    batches = []
+    for seed in range(100, 104):
+        rng = np.random.RandomState(seed)
+        views = [rng.randn(6, 3, *size).astype(np.float32) for size in (model.ground_size, model.aerial_size)]
+        batches.append([torch.from_numpy(view).double() for view in views])
+    model.train()
+    found = []
+    for epoch in range(3):
+        set_learning_rate(optimizer, args, epoch)
+        found += [
+            train_step(model, criterion, optimizer, *batch, contextlib.nullcontext())[0].numpy() for batch in batches
+        ]
+    np.testing.assert_allclose(found, TRAJECTORY[f"train_{kind}"], atol=1e-9, rtol=0)
+    with torch.inference_mode():
+        descriptors = model.eval()(*batches[0])
+    for view, rows in zip("qk", descriptors, strict=True):
+        np.testing.assert_allclose(rows.numpy(), TRAJECTORY[f"train_{kind}_{view}"], atol=1e-9, rtol=0)

@@ -1,17 +1,22 @@
+"""Which panoramas share a batch."""
+
+import copy
+import re
 from collections import Counter
 
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from make_data import ADAMW, flags
 
-from dataset import neighbours
+import train
+from dataset import VIGOR
 from dataset.mining import DescriptorMemory
-from dataset.neighbours import UnitRows, nearest_rows
 from dataset.sampler import MiningSampler
-from utils.errors import UserError
+from utils.geodesy import Positions
+from utils.options import UserError
 
 DIM = 16
 
@@ -34,6 +39,16 @@ def feed(sampler, seed=0):
     sampler.update(first, q, 0.3 * q + torch.randn(sampler.items, DIM, generator=g))
 
 
+def mined(items, batch, world):
+    """The samplers of all ranks, one epoch with hard negatives planned."""
+    samplers = [MiningSampler(one_to_one(items), batch, 1, True, DIM, rank, world) for rank in range(world)]
+    for sampler in samplers:
+        sampler.plan(0)
+        feed(sampler)
+        sampler.plan(1)
+    return samplers
+
+
 def false_negatives(tiles, batch):
     rows = [set(tiles[p][tiles[p] >= 0]) for p in batch]
     return [(i, j) for i in range(len(rows)) for j in range(i) if rows[i] & rows[j]]
@@ -41,13 +56,9 @@ def false_negatives(tiles, batch):
 
 @settings(deadline=None, max_examples=40)
 @given(
-    n=st.integers(8, 90),
-    share=st.integers(2, 7),
-    world=st.integers(1, 3),
-    mining=st.booleans(),
-    ring=st.booleans(),
+    n=st.integers(8, 90), share=st.integers(2, 7), world=st.integers(1, 3), mining=st.booleans(), ring=st.booleans(),
     seed=st.integers(0, 999),
-)
+)  # fmt: skip
 def test_every_batch_is_shared_exactly_and_holds_no_false_negative(n, share, world, mining, ring, seed):
     tiles = vigor_ring(4 * n, 3 * n, seed) if ring else one_to_one(n)
     if share * world > n // 2:
@@ -70,14 +81,42 @@ def test_every_batch_is_shared_exactly_and_holds_no_false_negative(n, share, wor
                 feed(sampler, seed)
 
 
-def test_an_epoch_visits_every_item_and_the_tail_comes_first_in_the_next():
-    sampler = MiningSampler(one_to_one(23), 4)
-    seen = [p for batch in sampler.plan(0) for p in batch]
-    assert len(seen) == len(set(seen)) == 20
-    left = set(range(23)) - set(seen)
-    assert left <= set(sampler.plan(1)[0])
-    counts = Counter(p for epoch in range(2, 25) for batch in sampler.plan(epoch) for p in batch)
-    assert set(counts) == set(range(23)) and max(counts.values()) - min(counts.values()) <= 2
+@pytest.mark.parametrize(("items", "batch", "mining"), [(600, 32, False), (75, 8, True)])
+def test_no_item_is_an_anchor_twice_in_an_epoch(items, batch, mining):
+    """What an epoch leaves over comes first in the next, and late in the cycle after it: 45 epochs, none twice."""
+    sampler = MiningSampler(one_to_one(items), batch, mining=mining, dim=DIM)
+    total, left = Counter(), set()
+    for epoch in range(45):
+        plan = sampler.plan(epoch)
+        anchors = plan[:, ::2] if mining and epoch else plan  # each followed by its partner
+        if epoch < 2 and not mining:
+            assert left <= set(plan[0])
+            left = set(range(items)) - set(plan.ravel())
+        counts = Counter(anchors.ravel().tolist())
+        assert max(counts.values()) == 1
+        total += counts
+        if mining:
+            feed(sampler, epoch)
+    assert max(total.values()) - min(total[i] for i in range(items)) <= 1
+
+
+def test_a_random_partner_costs_no_permutation_of_all_items():
+    sampler = MiningSampler(one_to_one(5000), 10, mining=True, dim=DIM)
+    sampler.plan(0)
+    sampler.update(torch.arange(3), torch.randn(3, DIM), torch.randn(3, DIM))  # the other items get random partners
+    sampler.memory.hard_negatives = lambda anchors, *_: torch.empty(len(anchors), 0, dtype=torch.int64)
+    drawn = []
+
+    class Watched(np.random.Generator):
+        def permutation(self, x, *args, **kwargs):
+            drawn.append(np.size(x) if np.ndim(x) else int(x))
+            return super().permutation(x, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(np.random, "default_rng", lambda key: Watched(np.random.PCG64(abs(hash(key)))))
+        sampler.plan(1)
+    assert sampler.counts["random"] == 2500
+    assert sum(size >= 5000 for size in drawn) <= 1  # the cycle of anchors
 
 
 def test_vigor_visits_every_tile_twice_with_varying_panoramas():
@@ -90,12 +129,8 @@ def test_vigor_visits_every_tile_twice_with_varying_panoramas():
 
 @pytest.mark.parametrize(("share", "world"), [(8, 1), (4, 2), (5, 2), (7, 1)])
 def test_half_of_a_mined_batch_are_hard_partners_on_the_same_process(share, world):
-    tiles, batch = one_to_one(200), share * world
-    samplers = [MiningSampler(tiles, batch, 1, True, DIM, rank, world) for rank in range(world)]
-    for sampler in samplers:
-        sampler.plan(0)
-        feed(sampler)
-        sampler.plan(1)
+    batch = share * world
+    samplers = mined(200, batch, world)
     memory = samplers[0].memory
     similarity = memory.ground @ memory.aerial.T
     hard = [set(row.tolist()) for row in similarity.topk(100, dim=1).indices]
@@ -110,30 +145,10 @@ def test_half_of_a_mined_batch_are_hard_partners_on_the_same_process(share, worl
     assert np.mean([similarity[a, m] for a, m in pairs]) > similarity.mean() + similarity.std() / 2
 
 
-def test_hard_lists_are_the_plain_argsort(monkeypatch):
-    monkeypatch.setattr("dataset.neighbours.POOL_BLOCK", 37)
-    monkeypatch.setattr("dataset.neighbours.QUERY_BLOCK", 11)
-    memory = DescriptorMemory(130, DIM)
-    g = torch.Generator().manual_seed(0)
-    memory.update(torch.arange(120), torch.randn(120, DIM, generator=g), 3 * torch.randn(120, DIM, generator=g))
-    anchors = torch.arange(5, 90, 2)
-    found = memory.hard_negatives(anchors, np.random.default_rng(0))
-    similarity = memory.ground[anchors] @ memory.aerial[:120].T  # the ten unseen items are nobody's candidates
-    assert torch.equal(found, similarity.argsort(dim=1, descending=True)[:, :100])
-    torch.testing.assert_close(memory.ground[:120].norm(dim=1), torch.ones(120))
-
-    few = memory.hard_negatives(anchors, np.random.default_rng(0), pool_size=50, neighbours=20)
-    pool = np.random.default_rng(0).choice(120, 50, replace=False)
-    order = (memory.ground[anchors] @ memory.aerial[pool].T).argsort(dim=1, descending=True)[:, :20]
-    assert torch.equal(few, torch.from_numpy(pool)[order])
-
-
 def test_items_not_seen_yet_are_not_mined():
     sampler = MiningSampler(one_to_one(40), 4, mining=True, dim=DIM)
     sampler.plan(0)
     sampler.update(torch.arange(10), torch.randn(10, DIM), torch.randn(10, DIM))
-    hard = sampler.memory.hard_negatives(torch.arange(10), np.random.default_rng(0))
-    assert hard.shape == (10, 10) and hard.max() < 10
     sampler.plan(1)
     assert len(sampler) == 10 and sampler.counts["random"] > 0
 
@@ -144,13 +159,11 @@ def test_an_interrupted_plan_sequence_continues_the_same():
     def fresh():
         return MiningSampler(tiles, 6, 2, True, DIM, seed=9)
 
-    straight = fresh()
+    straight, resumed = fresh(), fresh()
     for epoch in range(3):
         straight.plan(epoch)
         feed(straight, epoch)
-    state = straight.state_dict()
-    state = {k: {n: t.clone() for n, t in v.items()} if isinstance(v, dict) else v for k, v in state.items()}
-    resumed = fresh()
+    state = copy.deepcopy(straight.state_dict())
     resumed.load_state_dict(state)
     for epoch in (3, 4):
         np.testing.assert_array_equal(straight.plan(epoch), resumed.plan(epoch))
@@ -179,7 +192,7 @@ def test_the_released_guard_lets_false_negatives_in_and_ours_does_not():
     assert found["strict"] == 0 and found["release"] > 5
 
 
-@pytest.mark.parametrize(("ring", "batch"), [(20, 8), (64, 16), (128, 32)])
+@pytest.mark.parametrize(("ring", "batch"), [(20, 8), (128, 32)])
 def test_the_released_guard_fills_its_batches_and_counts_them(ring, batch):
     sampler = MiningSampler(vigor_ring(ring, 3 * ring), batch, 2, True, DIM, guard="release")
     for epoch in range(3):
@@ -224,44 +237,34 @@ def test_sets_and_batches_that_cannot_be_are_told():
         next(iter(MiningSampler(one_to_one(30), 8)))
 
 
-@pytest.mark.parametrize("latent", [12, 400])  # spread like a trained network's descriptors; too alike for bfloat16
-@pytest.mark.parametrize("part", [False, True])
-def test_nearest_rows_are_those_of_one_product(latent, part):
-    g = torch.Generator().manual_seed(0)
-    basis = torch.randn(latent, 400, generator=g)
-    ground, aerial = (F.normalize(torch.randn(1500, latent, generator=g) @ basis, dim=1) for _ in range(2))
-    index = torch.randperm(1500, generator=g)[:1100] if part else None
-    pool, queries = UnitRows(aerial, index), UnitRows(ground, torch.arange(0, 1500, 2))
-    exact = ground[::2].double() @ (aerial if index is None else aerial[index]).double().T
-    expected = exact.topk(100, dim=1).values
-    for fast in (False, True):
-        found = nearest_rows(queries, pool, 100, fast=fast)
-        assert all(len(row.unique()) == 100 for row in found)
-        values = exact.gather(1, found)
-        assert (values.diff(dim=1) < (0.02 if fast else 1e-6)).all()  # bfloat16 leaves near ones as they were found
-        # The rows of the product, but for those that float32 does not tell apart.
-        torch.testing.assert_close(values.sort(dim=1, descending=True).values, expected, atol=1e-6, rtol=0)
-
-
-def test_bfloat16_finds_the_rows_of_spread_descriptors_itself(monkeypatch):
-    g = torch.Generator().manual_seed(1)
-    rows = F.normalize(torch.randn(3000, 12, generator=g) @ torch.randn(12, 400, generator=g), dim=1)
-    monkeypatch.setattr(neighbours, "_plain", None)
-    assert nearest_rows(UnitRows(rows), UnitRows(rows), 20, fast=True).shape == (3000, 20)
-
-
 @pytest.mark.parametrize(("batch", "world", "size"), [(32, 1, 16), (32, 2, 8), (16, 1, 8), (10, 2, 5), (18, 1, 6)])
 def test_mined_pairs_share_a_tuple(batch, world, size, monkeypatch):
     """Each item is hard for one other: a tuple must hold both, or the pair is never compared."""
-    count = 64
-    monkeypatch.setattr(MiningSampler, "_hard_negatives", lambda self, items, _: {i: [i ^ 1] for i in items})
-    samplers = [MiningSampler(one_to_one(count), batch, 1, True, DIM, rank, world) for rank in range(world)]
-    together = 0
+    monkeypatch.setattr(DescriptorMemory, "hard_negatives", lambda self, items, _: items[:, None] ^ 1)
+    samplers, together = mined(64, batch, world), 0
     for sampler in samplers:
-        sampler.plan(0)
-        feed(sampler)
-        sampler.plan(1)
         for own in sampler:
             tuples = [set(own[start : start + size]) for start in range(0, len(own), size)]
             together += sum(item ^ 1 in part for part in tuples for item in part) // 2
     assert together >= samplers[0].counts["mined"] > 10
+
+
+def test_coordinate_mining_pairs_places_that_lie_near_in_the_first_epochs():
+    line = np.stack([np.arange(400.0), np.zeros(400)], axis=1)
+    sampler = MiningSampler(one_to_one(400), 8, positions=Positions(line, line, "metres"), near_epochs=2)
+    for epoch, most in ((0, 101), (1, 101), (2, 400)):
+        plan = sampler.plan(epoch)
+        apart = np.abs(plan[:, ::2] - plan[:, 1::2])  # anchors, each followed by its partner
+        assert apart.max() < most
+        assert (sampler.counts["mined"] > 0) == (epoch < 2)
+    assert apart.max() > 150
+
+
+def test_coordinate_mining_on_vigor_keeps_false_negatives_out(roots, tmp_path):
+    data = VIGOR(roots["vigor"], "train")
+    sampler = MiningSampler(data.tiles, 6, visits=2, positions=data.positions, near_epochs=1)
+    assert not any(false_negatives(data.tiles, batch) for batch in sampler.plan(0)) and sampler.counts["mined"] > 0
+    run = flags(roots["vigor"], tmp_path, dataset="vigor")
+    train.main([*run, *ADAMW, "--epochs", "2", "--coordinate-mining", "1", "--mining"])
+    first = (tmp_path / "log.txt").read_text().split("epoch 1 step")[0]
+    assert int(re.search(r"epoch 1: mined (\d+) hard negatives", first)[1]) > 0

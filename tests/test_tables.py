@@ -1,4 +1,4 @@
-"""The scripts of the paper's tables: their commands, and one of them run whole on a small city."""
+"""The shell scripts: the commands of their rows, grids and quickstart, and one table made on a small city."""
 
 import json
 import os
@@ -9,18 +9,17 @@ from pathlib import Path
 
 import pytest
 from test_commands import EVALUATE, TRAIN
-from test_report import write_result
 
-from scripts import compare
+from scripts import report, run_grid
 from utils.options import parse_args
 from utils.paper import PUBLISHED_METRICS, TRANSGEO_ARCH
 
 REPO = Path(__file__).parent.parent
 
-# A python3 that notes how train.py and compare.py are called, and leaves weights as a training does.
+# A python3 that notes how the scripts are called, and leaves weights as a training does.
 STUB = """\
 #!/bin/bash
-[ "$1" != scripts/check_environment.py ] || exit 0
+[ "$1" != - ] || exit 0
 [ "$1" != -u ] || shift
 { printf '%q ' "$@"; echo; } >> calls
 while [ $# -gt 0 ]; do [ "$1" != --save_path ] || out=$2; shift; done
@@ -34,35 +33,48 @@ def folder(tmp_path):
     for path in REPO.iterdir():
         if path.name not in ("data", "runs", ".git") and not path.name.startswith("result_"):
             (tmp_path / path.name).symlink_to(path)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python3").write_text(STUB)
+    (tmp_path / "bin" / "python3").chmod(0o755)
     return tmp_path
 
 
-def call(folder, script, *flags, stub=True, **env):
-    path = os.environ["PATH"]
-    if stub:
-        (folder / "bin").mkdir(exist_ok=True)
-        (folder / "bin" / "python3").write_text(STUB)
-        (folder / "bin" / "python3").chmod(0o755)
-        path = f"{folder / 'bin'}:{path}"
-    else:
-        path = f"{Path(sys.executable).parent}:{path}"
-    (folder / "calls").unlink(missing_ok=True)
-    done = subprocess.run(
-        ["bash", str(folder / "scripts" / f"{script}.sh"), *flags], capture_output=True, text=True, timeout=600,
-        env={**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", **env},
-    )  # fmt: skip
-    calls = (folder / "calls").read_text().splitlines() if (folder / "calls").exists() else []
-    return done, [shlex.split(line) for line in calls]
+def call(folder, script, *flags, python=None, **env):
+    """Run a script with the stub, or with the `python` in a folder. Returns the process and the calls of the stub."""
+    log = folder / "calls"
+    log.write_text("")
+    env = {**os.environ, "PATH": f"{python or folder / 'bin'}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1", **env}
+    command = ["bash", str(folder / "scripts" / f"{script}.sh"), *flags]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=env)
+    return done, [shlex.split(line) for line in log.read_text().splitlines()]
 
 
-def options(call):
-    return vars(parse_args([*call[1:], "--data-root", "d"]))
+def called(folder, script, *flags, **env):
+    """The calls of a script that succeeds."""
+    done, calls = call(folder, script, *flags, **env)
+    assert done.returncode == 0, done.stderr
+    return calls
+
+
+def options(words):
+    """The options of a call of train.py."""
+    options = vars(parse_args([*words, "--data-root", "d"]))
+    return {name: value for name, value in options.items() if name != "given"}
+
+
+def trainings(calls):
+    """The options of the calls of train.py."""
+    return [options(words) for tool, *words in calls if tool == "train.py"]
+
+
+def grids(calls):
+    """The grids that are trained."""
+    return [run_grid.parse(words) for tool, *words in calls if tool == "scripts/run_grid.py"]
 
 
 def published(command, tuple_size=None, weights=None):
     """The options of a README command, with what the scripts add."""
-    expected = options(["train.py", *shlex.split(command)])
-    return expected | {"tuple_size": tuple_size, "weights": weights}
+    return options(shlex.split(command)) | {"tuple_size": tuple_size, "weights": weights}
 
 
 @pytest.mark.parametrize(
@@ -70,28 +82,25 @@ def published(command, tuple_size=None, weights=None):
     [("table1_cvusa", ["cvusa"]), ("table2_cvact", ["cvact"]), ("table3_vigor", ["vigor", "vigor_cross"])],
 )
 def test_rows_are_the_readmes_commands(folder, script, names):
-    done, calls = call(folder, script)
-    assert done.returncode == 0, done.stderr
-    found = {(c["save_path"].name, c["evaluate"]): c for c in (options(c) for c in calls if c[0] == "train.py")}
+    calls = called(folder, script)
+    found = {(c["save_path"].name, c["evaluate"]): c for c in trainings(calls)}
     for name in names:
         out = f"result_{name}"
         assert found[out, False] == published(TRAIN[name], 8 if "vigor" in name else 16)
         assert found[out, True] == published(EVALUATE[name], weights=Path(out) / "model_best.pth.tar")
-    deit = [key for key in found if key[0].endswith("_deit")]
-    assert bool(deit) == (script != "table3_vigor")
-    for key in deit:
-        assert (found[key]["arch"], found[key]["dim"]) == (TRANSGEO_ARCH, 1536)
+    deit = {(row["arch"], row["dim"]) for (out, _), row in found.items() if out.endswith("_deit")}
+    assert deit == (set() if script == "table3_vigor" else {(TRANSGEO_ARCH, 1536)})
     if script == "table2_cvact":
         assert found["result_cvact_test", True]["eval_split"] == "test"
         assert str(found["result_cvact_test_deit", True]["weights"]) == "result_cvact_deit/model_best.pth.tar"
-    assert calls[-1][0] == "scripts/compare.py"
-    assert {text.split("=")[0] for text in calls[-1][1:]} <= PUBLISHED_METRICS.keys()
+    assert calls[-1][0] == "scripts/report.py"
+    assert {report.source(text)[0] for text in calls[-1][1:]} <= PUBLISHED_METRICS.keys()
 
 
 def test_released_weights_are_evaluated_alone_and_rows_can_be_chosen(folder):
     done, calls = call(folder, "table2_cvact", EVAL="1")
     assert done.returncode == 2 and not calls
-    assert done.stderr == "table2_cvact.sh: nothing was evaluated; put weights into ./result_<row>, or leave EVAL out\n"
+    assert done.stderr == "table2_cvact.sh: nothing was evaluated; put weights into ./result_<row>, or omit EVAL\n"
     (folder / "result_cvact").mkdir()
     (folder / "result_cvact" / "checkpoint.pth.tar").touch()
     done, calls = call(folder, "table2_cvact", "--data-root", "DIR", EVAL="1", ROWS="frgeo deit frgeo_test")
@@ -99,67 +108,39 @@ def test_released_weights_are_evaluated_alone_and_rows_can_be_chosen(folder):
     *calls, last = calls
     assert [vars(parse_args(c[1:]))["save_path"].name for c in calls] == ["result_cvact", "result_cvact_test"]
     assert all("-e" in c and "--resume" not in c and c[-2:] == ["--data-root", "DIR"] for c in calls)
-    assert last == ["scripts/compare.py", "cvact=./result_cvact", "cvact_test=./result_cvact_test"]
+    assert last == ["scripts/report.py", "cvact=./result_cvact", "cvact_test=./result_cvact_test"]
     done, calls = call(folder, "table2_cvact", ROWS="frgo")
     assert done.returncode == 2 and not calls
     assert done.stderr.startswith("table2_cvact.sh: ROWS: there is no row frgo; expected some of: frgeo deit")
 
 
-def test_an_interrupted_row_goes_on(folder):
+def test_an_interrupted_row_is_resumed(folder):
     (folder / "result_cvusa").mkdir()
     (folder / "result_cvusa" / "checkpoint.pth.tar").touch()
-    _, calls = call(folder, "table1_cvusa", ROWS="frgeo")
-    assert str(options(calls[0])["resume"]) == "result_cvusa/checkpoint.pth.tar"
+    first, *_ = trainings(called(folder, "table1_cvusa", ROWS="frgeo"))
+    assert str(first["resume"]) == "result_cvusa/checkpoint.pth.tar"
 
 
 def test_transfer_and_fields_of_view_cover_their_tables(folder):
-    done, calls = call(folder, "transfer", CITIES="NewYork Chicago")
-    assert done.returncode == 0, done.stderr
-    found = [options(c) for c in calls if c[0] == "train.py"]
+    found = trainings(called(folder, "transfer", CITIES="NewYork Chicago"))
     evaluated = {c["save_path"].name: (c["weights"].parent.name, c["vigor_cities"]) for c in found if c["evaluate"]}
     assert evaluated["result_cvusa_on_cvact"] == ("result_cvusa", None)
     assert evaluated["result_vigor_NewYork_on_Chicago"] == ("result_vigor_NewYork", ["Chicago"])
     assert len(evaluated) == 2 + 4 and len(found) == len(evaluated) + 4
-    done, calls = call(folder, "fov")
-    found = [options(c) for c in calls if c[0] == "train.py"]
+    found = trainings(called(folder, "fov"))
     for way in (True, False):
         shown = {(c["fov"], c["orientation"]) for c in found if c["evaluate"] == way}
         assert shown == {(fov, o) for fov in (70, 90, 180, 360) for o in ("aligned", "unknown")}
     assert all((c["ground_size"] == [128, 768]) == (c["fov"] == 70) for c in found)
 
 
-def test_a_table_is_made_whole_on_a_small_city(folder):
-    """SMOKE=1: trains, evaluates both splits, compares."""
-    done, _ = call(folder, "table2_cvact", stub=False, SMOKE="1", ROWS="frgeo frgeo_test")
+def test_a_table_is_made_on_a_small_city(folder):
+    """SMOKE=1: makes a city, trains, evaluates, prints the table."""
+    done, _ = call(folder, "table1_cvusa", python=Path(sys.executable).parent, SMOKE="1", ROWS="frgeo")
     assert done.returncode == 0, done.stdout + done.stderr
-    record = json.loads((folder / "runs/smoke_table2_cvact/result_cvact_test/metrics.json").read_text())
-    assert record["split"] == "test" and record["R@1 (5 m)"] >= record["R@1"]
-    lines = [line for line in done.stdout.splitlines() if line.startswith("| CVACT")]
-    assert [line.split("|")[1].strip() for line in lines] == [
-        "CVACT_val", "CVACT_test", "CVACT_test, any tile within 5 m",
-    ]  # fmt: skip
-    assert f"{record['R@5']:.2f} (91.93, {record['R@5'] - 91.93:+.2f})" in lines[1]
-
-
-def test_differences_from_the_published_numbers(tmp_path, capsys):
-    write_result(tmp_path / "a", 0, "vigor", "test", **{"R@1": 71.5, "Hit": 80.0}, missing_pairs=3)
-    write_result(tmp_path / "b")
-    compare.main([f"vigor={tmp_path / 'a'}", f"my run={tmp_path / 'b' / 'metrics.json'}"])
-    head, _, a, b, *rest = capsys.readouterr().out.splitlines()
-    assert head == "|  | queries / gallery | R@1 | R@5 | R@10 | R@1% | Hit |"
-    assert a.startswith("| VIGOR same-area | 20 / 30 | 71.50 (71.26, +0.24) | 70.00 (91.38, -21.38) |")
-    assert a.endswith("| 80.00 (82.41, -2.41) |")
-    assert b == "| my run | 20 / 30 | 50.00 | 70.00 | 80.00 | 90.00 |  |"
-    assert "VIGOR same-area: 3 pairs were missing and are not counted." in rest
-
-
-@pytest.mark.parametrize(("argument", "words"), [("cvusa", "is not NAME=RESULT"), ("cvusa=none", "cannot be read")])
-def test_mistakes_end_with_code_2(capsys, argument, words):
-    with pytest.raises(SystemExit) as stop:
-        compare.main([argument])
-    assert stop.value.code == 2
-    error = capsys.readouterr().err
-    assert words in error and len(error.strip().splitlines()) == 1
+    record = json.loads((folder / "runs/smoke_table1_cvusa/result_cvusa/metrics.json").read_text())
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("| cvusa val | CVUSA ")]
+    assert f"{record['R@5']:.2f} (99.25, {record['R@5'] - 99.25:+.2f})" in line
 
 
 @pytest.mark.parametrize("given", [["--save_path", "runs/gap"], ["--pool", "gap", "--save-path=runs/gap"], []])
@@ -167,7 +148,47 @@ def test_the_quickstart_evaluates_what_it_has_trained(folder, given):
     done, calls = call(folder, "quickstart", *given)
     assert done.returncode == 0, done.stderr
     out = "runs/gap" if given else "runs/quickstart"
-    trained, evaluated = (options(c) for c in calls if c[0] == "train.py")
+    trained, evaluated = trainings(calls)
     assert trained["save_path"] == evaluated["save_path"] == Path(out) and evaluated["evaluate"]
-    assert all(out in c for c in calls if c[0] in ("scripts/plot_retrieval.py", "scripts/show_metrics.py"))
+    assert [c[1:] for c in calls[-2:]] == [[out], [f"this run={out}"]]
     assert f"{out}/retrieval.png" in done.stdout
+
+
+def test_an_environment_that_lacks_a_package_is_not_used(folder):
+    """setup.sh, with this interpreter and requirements that it meets and does not meet."""
+    source = f'source scripts/setup.sh /dev/null; requirements={folder}/wanted.txt; satisfied "{sys.executable}"'
+    (folder / "other.txt").write_text("# a comment\n\nnumpy>=99  # too new\n")
+    for requirement in ("numpy>=1.26", "numpy>=99", "no-such-package", "-r other.txt"):
+        (folder / "wanted.txt").write_text(f"{requirement}\n")
+        answer = subprocess.run(["bash", "-c", source], cwd=folder).returncode
+        assert (answer == 0) == (requirement == "numpy>=1.26")
+
+
+@pytest.mark.parametrize("more", [(), ("--full",)])
+def test_the_ablation_compares_at_equal_numbers_of_gradients(folder, more):
+    found = grids(called(folder, "ablation_city", *more))
+    assert [grid.name for grid in found] == ["geometry", "parts", "claims"]
+    claims = [options(run.flags) for run in run_grid.grid(found[-1])]
+    assert len(claims) == 3 * 3 * (5 if more else 6)
+    assert len({o["epochs"] * (2 if o["op"] == "sam" else 1) for o in claims}) == 1
+    assert {(o["dataset"], o["cross"]) for o in claims} == {("cvusa", False), ("vigor", False), ("vigor", True)}
+    (turned,) = {run.variant for run in run_grid.grid(found[0])} - {run.variant for run in run_grid.grid(found[-1])}
+    assert "turned at random" in turned
+
+
+@pytest.mark.parametrize("more", [(), ("--full",)])
+def test_what_goes_beyond_the_paper_costs_the_same(folder, more):
+    (grid,) = grids(called(folder, "beyond", *more))
+    runs = run_grid.grid(grid)
+    assert len(runs) == 3 * len(grid.variant) >= 30
+    rows = {run.variant: options(run.flags) for run in runs}
+    base = rows.pop(runs[0].variant)
+    assert all(row["cross"] and row["mining"] for row in rows.values())
+    flags = ["label_smoothing", "learn_temperature", "augment", "colour_jitter", "patch_dropout", "coordinate_mining"]
+    for flag in [*flags, "ema", "tuple_size", "arch", "vigor_guard", "regions"]:
+        assert not base[flag] or flag in ("arch", "tuple_size", "vigor_guard")
+        assert sum(row[flag] != base[flag] for row in rows.values()) == 1
+    fewer = {"resnet10t": 4, "convnext_small": 2}
+    assert all(row["epochs"] == base["epochs"] // fewer.get(row["arch"], 1) for row in rows.values())
+    claims = grids(called(folder, "ablation_city", *more))
+    assert grid.data[0] in claims[-1].data and grid.out not in {claim.out for claim in claims}
