@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -159,7 +160,7 @@ def scored():
     rng = np.random.default_rng(0)
     labels, gallery = rng.integers(0, 41, 29), rng.uniform(0, 25, (41, 2))
     r = rng.standard_normal((41, 16)).astype("f4")
-    q = [r[labels] + rng.standard_normal((29, 16)).astype("f4") for _ in range(2)]
+    q = [r[labels] + 3 * rng.standard_normal((29, 16)).astype("f4") for _ in range(2)]
     positions, semi = Positions(gallery[labels], gallery, "metres"), rng.integers(-1, 41, (29, 3))
     return q, r, SimpleNamespace(labels=labels, semi_positives=semi, positions=positions, near_metres=5), CPU, 4
 
@@ -259,16 +260,22 @@ def test_a_node_that_is_alone_does_not_wait_for_hours(roots, tmp_path, refused, 
 # Runs that are stopped.
 
 
-def begun(words, root, folder, *more):
-    """A training without end in a process group of its own, once its log has said `words`."""
-    run = start(
-        TRAIN, *flags(root, folder, *ASAM, *more, "--epochs", "99999"), stdout=subprocess.PIPE, start_new_session=True,
-        preexec_fn=heed_ctrl_c,
-    )  # fmt: skip
-    for line in run.stdout:
-        if words in line:
-            break
-    return run
+@pytest.fixture
+def begun(roots, tmp_path):
+    """begun(words, *more): a training without end in a process group of its own, once its log has said `words`."""
+    runs = []
+
+    def begin(words, *more):
+        arguments = flags(roots["cvusa"], tmp_path, *ASAM, *more, "--epochs", "99999")
+        own = {"stdout": subprocess.PIPE, "start_new_session": True, "preexec_fn": heed_ctrl_c}
+        runs.append(start(TRAIN, *arguments, **own))
+        next(line for line in runs[-1].stdout if words in line)
+        return runs[-1]
+
+    yield begin
+    for run in runs:  # whatever a test that failed has left
+        with suppress(ProcessLookupError):
+            os.killpg(run.pid, signal.SIGKILL)
 
 
 def test_ctrl_c_does_not_point_at_an_earlier_run(trained, roots, tmp_path, capsys, monkeypatch):
@@ -287,8 +294,8 @@ def test_ctrl_c_does_not_point_at_an_earlier_run(trained, roots, tmp_path, capsy
 
 
 @pytest.mark.parametrize("more", [[], TWO])
-def test_ctrl_c_ends_with_one_line_and_a_way_to_go_on(roots, tmp_path, more):
-    run = begun("epoch 3 step", roots["cvusa"], tmp_path, *more)
+def test_ctrl_c_ends_with_one_line_and_a_way_to_go_on(begun, tmp_path, more):
+    run = begun("epoch 3 step", *more)
     os.killpg(run.pid, signal.SIGINT)  # what a terminal does: every process of the group gets it
     _, error = run.communicate(timeout=120)
     assert run.returncode == 130
@@ -297,16 +304,16 @@ def test_ctrl_c_ends_with_one_line_and_a_way_to_go_on(roots, tmp_path, more):
     assert load_checkpoint(tmp_path / "checkpoint.pth.tar")["epoch"] >= 2
 
 
-def test_a_killed_parent_takes_its_processes_with_it(roots, tmp_path):
-    run = begun("epoch 2 step", roots["cvusa"], tmp_path, *TWO, "--print-freq", "1")
+def test_a_killed_parent_takes_its_processes_with_it(begun):
+    run = begun("epoch 2 step", *TWO, "--print-freq", "1")
     run.kill()  # as a scheduler does: the processes cannot be told
     rest, _ = run.communicate(timeout=60)  # ends when the last process that holds its stdout has gone
     assert run.returncode == -signal.SIGKILL
     assert rest.count("epoch") < 500
 
 
-def test_a_killed_process_ends_the_run_with_one_sentence(roots, tmp_path):
-    run = begun("epoch 2 step", roots["cvusa"], tmp_path, *TWO)
+def test_a_killed_process_ends_the_run_with_one_sentence(begun):
+    run = begun("epoch 2 step", *TWO)
     children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
     ranks = [pid for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
     assert len(ranks) == 2
