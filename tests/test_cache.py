@@ -1,8 +1,11 @@
-"""The cache of resized images: what it keeps, makes again and never takes."""
+"""The cache of resized images: what it keeps, makes again and never takes, and the tool that fills it."""
 
 import multiprocessing
 import os
 import pickle
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import make_data
@@ -14,6 +17,7 @@ import train
 from dataset import CVACT, CVUSA, VIGOR
 from dataset.cache import ImageCache
 from dataset.transforms import ImageTransform
+from scripts import build_cache
 from utils.options import UserError
 
 
@@ -161,3 +165,70 @@ def test_processes_that_open_a_cache_at_once_do_not_disturb_each_other(paths, tm
     for job in jobs:
         job.join()
     assert failed.value == 0
+
+
+# scripts/build_cache.py
+
+SIZES = ["--ground-size", "32", "128", "--aerial-size", "64", "64"]
+SMALL = {"ground_size": (32, 128), "aerial_size": (64, 64)}
+
+
+def building(root, cache, *more, dataset="cvusa"):
+    """The arguments of build_cache.py."""
+    return ["--dataset", dataset, "--data-root", str(root), "--cache", str(cache), *SIZES, *more]
+
+
+def test_build_cache_makes_what_a_run_reads(roots, tmp_path, capsys):
+    arguments = building(roots["cvusa"], tmp_path, "--jobs", "2")
+    build_cache.main(arguments)
+    assert f"train panoramas: {make_data.TRAIN} made" in capsys.readouterr().out
+    build_cache.main(arguments)
+    told = capsys.readouterr().out
+    assert "made" not in told and told.count(" are there") == 4
+    data = CVUSA(roots["cvusa"], "val", **SMALL, cache=tmp_path)
+    assert data.ground_images.present().all() and data.aerial_images.present().all()
+
+
+def test_build_cache_of_one_city_and_of_the_split_that_an_evaluation_calls_val(roots, tmp_path, capsys):
+    more = ["--jobs", "1", "--vigor-cities", "Seattle", "--splits", "val"]
+    build_cache.main(building(roots["vigor"], tmp_path, *more, dataset="vigor"))
+    told = capsys.readouterr().out
+    assert "test panoramas: " in told and "train" not in told
+    data = VIGOR(roots["vigor"], "test", area=("Seattle",), **SMALL, cache=tmp_path)
+    assert data.ground_images.present().all() and data.aerial_images.present().all()
+
+
+def test_ctrl_c_ends_build_cache_though_workers_wait(tmp_path):
+    """More workers than there is work for: they wait for the queue when the signal reaches the group."""
+    make_data.write_cvusa(tmp_path / "d", train=60, val=3)
+    code = (
+        "import time\nfrom scripts import build_cache\nmake = build_cache.make\n"
+        "def slow(images, rows):\n    print('begun', flush=True)\n    time.sleep(2)\n    return make(images, rows)\n"
+        f"build_cache.make = slow\nbuild_cache.main({building(tmp_path / 'd', tmp_path / 'c', '--jobs', '8')!r})\n"
+    )
+    run = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True, preexec_fn=make_data.heed_ctrl_c, cwd=Path(__file__).parent.parent,
+    )  # fmt: skip
+    next(line for line in run.stdout if "begun" in line)
+    os.killpg(run.pid, signal.SIGINT)
+    _, error = run.communicate(timeout=60)
+    assert run.returncode == 130 and "Traceback" not in error and "run the same command again" in error
+
+
+def killed(images, rows):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_worker_of_build_cache_is_told(tmp_path, monkeypatch, refused):
+    make_data.write_cvusa(tmp_path / "d", train=4, val=3)
+    monkeypatch.setattr(build_cache, "make", killed)
+    assert "most likely for memory" in refused(build_cache.main, *building(tmp_path / "d", tmp_path / "c"))
+
+
+def test_build_cache_names_an_image_that_cannot_be_read_and_makes_the_others(tmp_path, refused):
+    make_data.write_cvusa(tmp_path / "d", train=4, val=3)
+    (tmp_path / "d" / "bingmap" / "19" / "0000002.jpg").write_bytes(b"no image")
+    error = refused(build_cache.main, *building(tmp_path / "d", tmp_path / "c", "--jobs", "1"))
+    assert "0000002.jpg cannot be read" in error
+    assert CVUSA(tmp_path / "d", "train", **SMALL, cache=tmp_path / "c").aerial_images.present().sum() == 3

@@ -1,14 +1,21 @@
-"""The command line: help, the table of options, and mistakes, each told in one sentence."""
+"""The command line: help, the table of options, options that meet a checkpoint, and mistakes told in one sentence."""
 
 import argparse
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
-import make_data
 import pytest
 import torch
+from make_data import ADAMW, flags, history
 
 import train
-from utils.options import KINDS, build_parser, options_of
+from scripts import score_descriptors
+from utils.checkpoint import load_checkpoint
+from utils.options import KINDS, build_parser, handle_errors, options_of
+
+CHECK_DATA = Path(__file__).parent.parent / "scripts" / "check_data.py"
 
 # The flags of a mistake, and what its sentence says.
 MISTAKES = {
@@ -65,7 +72,7 @@ def arguments(roots, mistake=""):
     """A training's arguments with a mistake in them."""
     words = mistake.split()
     dataset = words[1] if "--dataset" in words else "cvusa"
-    return [*make_data.flags(roots[dataset], "r", *make_data.ADAMW, dataset=dataset), "--epochs", "1", *words]
+    return [*flags(roots[dataset], "r", *ADAMW, dataset=dataset), "--epochs", "1", *words]
 
 
 @pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake[:40])
@@ -124,7 +131,104 @@ def test_published_flags_keep_names_short_forms_and_defaults():
     parser = build_parser()
     plain = vars(parser.parse_args([]))
     assert {name: plain[name] for name in published} == published
-    flags = "-j 3 -b 4 --wd 0.5 --learning-rate 0.1 -p 7 -e --share --schedule 3 4"
-    short = parser.parse_args(flags.split())
+    given = "-j 3 -b 4 --wd 0.5 --learning-rate 0.1 -p 7 -e --share --schedule 3 4"
+    short = parser.parse_args(given.split())
     assert (short.workers, short.batch_size, short.weight_decay, short.lr, short.print_freq) == (3, 4, 0.5, 0.1, 7)
     assert short.evaluate and short.share and short.schedule == [3, 4]
+
+
+# Options that meet a checkpoint, and calls that cannot work.
+
+
+@pytest.fixture(scope="module")
+def trained(roots, tmp_path_factory):
+    """The data and the folder of a training that did not name --dim."""
+    out = tmp_path_factory.mktemp("trained")
+    run = [argument for argument in flags(roots["cvusa"], out, *ADAMW) if argument not in ("--dim", "256")]
+    train.main([*run, "--epochs", "2"])
+    return roots["cvusa"], out
+
+
+def test_dim_is_checked_against_the_network_and_not_against_the_checkpoint(trained, tmp_path, refused):
+    root, out = trained
+    weights = ["-e", "--weights", out / "model_best.pth.tar", "--workers", "0"]
+    run = ["--dataset", "cvusa", "--data-root", root, "--save_path", tmp_path]
+    assert train.main([str(argument) for argument in [*run, *weights, "--dim", "256"]]) is not None
+    assert "--dim 255 does not fit" in refused(train.main, *run, *weights, "--dim", "255")
+
+
+def test_what_the_data_do_not_have_is_no_difference(trained, roots, tmp_path, caplog):
+    """--eval-split and VIGOR's options say nothing about CVUSA's checkpoint."""
+    weights = ["-e", "--weights", str(trained[1] / "model_best.pth.tar"), "--workers", "0", "--save_path"]
+    for name in ("cvact", "vigor"):
+        train.main(["--dataset", name, "--data-root", str(roots[name]), *weights, str(tmp_path / name)])
+    assert "--dataset is cvact (checkpoint: cvusa)" in caplog.text
+    assert "not set (checkpoint: not set)" not in caplog.text and "--eval-split" not in caplog.text
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_training_that_starts_again_from_an_earlier_epoch_has_one_line_for_each(trained, tmp_path, first):
+    root, out = trained
+    for path in out.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    again = ["--resume", tmp_path / "checkpoint.pth.tar", "--start-epoch", first, "--epochs", "3", "--workers", "0"]
+    train.main([str(argument) for argument in ["--data-root", root, "--save_path", tmp_path, *again]])
+    assert [line["epoch"] for line in history(tmp_path)] == [1, 2, 3]
+    assert load_checkpoint(tmp_path / "checkpoint.pth.tar")["epoch"] == 3
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"), [(["-e"], "--resume continues a training"), (["--weights", "w"], "cannot be combined")]
+)
+def test_resume_is_refused_with_what_excludes_it_before_a_file_is_read(roots, tmp_path, refused, more, sentence):
+    assert sentence in refused(train.main, *flags(roots["cvusa"], tmp_path), "--resume", "no such file", *more)
+
+
+@pytest.mark.parametrize("flag", ["--data-root", "--weights", "--save_path"])
+def test_a_home_that_does_not_exist_is_refused(roots, tmp_path, refused, flag):
+    assert flag in refused(train.main, *flags(roots["cvusa"], tmp_path), f"{flag}=~nobody-has-this-name/x")
+
+
+def test_a_data_folder_without_permission_is_refused(roots, tmp_path, refused, monkeypatch):
+    def forbidden(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "is_file", forbidden)
+    assert "(Permission denied)" in refused(train.main, *flags(roots["cvusa"], tmp_path, *ADAMW))
+
+
+@pytest.mark.parametrize("name", ["log.txt", "metrics.jsonl"])
+def test_a_run_file_that_cannot_be_opened_is_named(trained, tmp_path, refused, name):
+    root, out = trained
+    (tmp_path / "checkpoint.pth.tar").write_bytes((out / "checkpoint.pth.tar").read_bytes())
+    (tmp_path / name).mkdir()  # as little a file to write to as one without permission
+    resume = ["--resume", tmp_path / "checkpoint.pth.tar", "--epochs", "3", "--workers", "0"]
+    assert str(tmp_path / name) in refused(train.main, "--data-root", root, "--save_path", tmp_path, *resume)
+
+
+def test_a_checkpoint_that_is_a_folder_is_refused(roots, tmp_path, refused):
+    assert f"{tmp_path} is not a file" in refused(
+        train.main, *flags(roots["cvusa"], tmp_path), "-e", "--weights", tmp_path
+    )
+
+
+def test_a_broken_pipe_that_is_not_the_screen_keeps_its_traceback():
+    def broken():
+        with handle_errors("train.py"):
+            raise BrokenPipeError(32, "Broken pipe")  # of a loader process, say
+
+    with pytest.raises(BrokenPipeError):
+        broken()
+
+
+@pytest.mark.parametrize("unbuffered", [[], ["-u"]])
+def test_a_tool_whose_reader_has_gone_ends_with_141(unbuffered, roots):
+    tool = [sys.executable, *unbuffered, str(CHECK_DATA), "--dataset", "cvusa"]
+    command = f"{shlex.join([*tool, '--data-root', str(roots['cvusa'])])} | true; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_scored_descriptors_must_exist(tmp_path, refused):
+    error = refused(score_descriptors.main, tmp_path / "nothing")
+    assert f"{tmp_path / 'nothing'} lacks grd_global_descriptor.npy" in error
