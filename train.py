@@ -14,17 +14,19 @@ from functools import partial
 import torch
 from timm.utils import ModelEmaV3
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader
 
 from criterion.build import build_loss, build_optimizer, set_learning_rate
 from criterion.sam import SAM, frozen_statistics
 from criterion.tuples import TupleLoss
 from dataset.build import LAYOUTS, build_datasets
 from dataset.sampler import MiningSampler
+from model.depthwise import triton_works
 from model.frgeo import FRGeo, build_model
 from utils import distributed
 from utils.checkpoint import WHOLE, load_checkpoint, load_weights, save_checkpoint, stored_args, stored_epoch
-from utils.evaluation import evaluate, precision, record
+from utils.evaluation import evaluate, evaluated_views, precision, record
+from utils.graphs import Recorded
+from utils.loading import Feed
 from utils.logging import log_setup, log_traceback, log_training, progress_bar, start_logging, stop_logging
 from utils.options import UserError, complete, handle_errors, recorded
 from utils.ranking import CollapsedError
@@ -101,7 +103,8 @@ def run(source, notes, args, device):
     model = build_model(args, pretrained=pretrained if state is None and distributed.is_main() else False)
     epoch = stored_epoch(load_weights(model, state)) if state else None
     model.to(device, memory_format=torch.channels_last)
-    model.optimize(args.grad_checkpointing, args.compile)
+    args.fast_gpu = "on" if may_be_fast(args, model, device) else "off"
+    model.optimize(args.grad_checkpointing, args.compile, fast_gpu=args.fast_gpu == "on" and device.type == "cuda")
     training = None if args.evaluate else prepare_training(args, model, datasets[0], device, state)
     del state  # as large as model, moments and mining memory together
 
@@ -125,6 +128,19 @@ def run(source, notes, args, device):
         raise
     finally:
         files.close()
+
+
+def may_be_fast(args, model, device):
+    """Whether --fast-gpu's ways are used: several processes only on request, no network with batch norm.
+
+    DistributedDataParallel keeps running statistics equal and SAM's second pass leaves them as they are, which a
+    recorded step cannot.
+    """
+    if args.fast_gpu == "off" or any(hasattr(module, "running_mean") for module in model.modules()):
+        return False
+    if device.type != "cuda":
+        return args.fast_gpu == "on"  # no graphs and no Triton, but gradients averaged as there
+    return (distributed.world_size() == 1 or args.fast_gpu == "on") and triton_works(device)
 
 
 def prepare_training(args, model, train_set, device, state):
@@ -188,7 +204,7 @@ def restore(training, state, args):
 
 def train(datasets, training, args, device, files):
     """Train for the epochs that remain. Returns the metrics of the last evaluation on rank 0."""
-    train_set, sampler, model = datasets[0], training.sampler, training.model
+    train_set, sampler = datasets[0], training.sampler
     log_training(args, sampler, train_set, tuple_pairs(training))
     if args.resume:
         log.info("resumed %s after epoch %d, best R@1 %.2f", args.resume, training.epoch, training.best)
@@ -199,49 +215,60 @@ def train(datasets, training, args, device, files):
         return None
     if distributed.is_main():
         files.start_training(run_record(args, training), training.epoch)
-    metrics = finish_epoch(datasets, training, args, device, files) if unfinished else None
-
-    network = model
-    if distributed.world_size() > 1:
-        network = DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
-    workers = distributed.loader_workers(args)
-    loader = DataLoader(
-        train_set,
-        batch_sampler=sampler,
-        num_workers=workers,
-        pin_memory=device.type == "cuda",
-        persistent_workers=workers > 0,
-        collate_fn=train_set.collate,
-    )
+    feed = Feed([train_set, *evaluated_views(*datasets[1:], args)], args, device)
+    metrics = finish_epoch(datasets, training, args, device, files, feed) if unfinished else None
+    network, gradients = prepare_steps(training, args, device)
     for epoch in range(training.epoch, args.epochs):
         train_set.set_epoch(epoch)
         lr = set_learning_rate(training.optimizer, args, epoch)
         plan_epoch(sampler, epoch)
         training.line = {"epoch": epoch + 1, "lr": lr}
-        training.line |= train_one_epoch(network, loader, training, args, device, epoch)
+        training.line |= train_one_epoch(network, gradients, feed, training, args, device, epoch)
         if args.learn_temperature:
             training.line["alpha"] = training.criterion.loss.alpha.item()
         training.epoch = epoch + 1
         if distributed.is_main():
             save_training(files.checkpoint, training, args)
-        metrics = finish_epoch(datasets, training, args, device, files) or metrics
+        metrics = finish_epoch(datasets, training, args, device, files, feed) or metrics
         distributed.barrier()
     return metrics
 
 
-def train_one_epoch(network, loader, training, args, device, epoch):
+def prepare_steps(training, args, device):
+    """The network that processes share, and how `train_step` computes gradients: None, or as a CUDA graph."""
+    model, criterion, gradients = training.model, training.criterion, None
+    network, fast = model, args.fast_gpu == "on"
+    if distributed.world_size() > 1 and fast:
+        distributed.share(model.state_dict().values())
+    elif distributed.world_size() > 1:
+        network = DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
+    if device.type == "cuda":
+        reasons = {
+            "--fast-gpu off": not fast,
+            "--grad-checkpointing": args.grad_checkpointing,
+            "the loss gathers pairs": criterion.gather,
+        }
+        reason = next((reason for reason, holds in reasons.items() if holds), None)
+        if reason is None:
+            compute = partial(compute_gradients, network, criterion, precision(args, device))
+            gradients = Recorded(compute, [*model.parameters(), *criterion.parameters()])
+        log.info("steps run %s", f"kernel by kernel ({reason})" if reason else "as a CUDA graph")
+    return network, gradients
+
+
+def train_one_epoch(network, gradients, feed, training, args, device, epoch):
     """One pass over the planned batches. Returns loss, similarities and speed, averaged over processes."""
-    sampler, train_set = training.sampler, loader.dataset
+    sampler, train_set = training.sampler, feed.datasets[0]
     network.train()
     totals = torch.zeros(3, dtype=torch.float64, device=device)  # loss, positive and negative similarity
     window, started, last = totals.clone(), time.perf_counter(), time.perf_counter()
-    lr, steps = training.optimizer.param_groups[0]["lr"], len(loader)
-    batches = iter(loader)  # draws a random number of its own, before the epoch's seed
+    lr, steps = training.optimizer.param_groups[0]["lr"], len(sampler)
+    batches = feed.batches(train_set, sampler)  # draws a random number of its own, before the epoch's seed
     seed_process(args.seed, epoch, distributed.rank())
     for step, (ground, aerial, index) in enumerate(progress_bar(batches, f"epoch {epoch + 1}", total=steps), start=1):
         ground, aerial = train_set.to_device(ground, device), train_set.to_device(aerial, device)
         autocast = precision(args, device)
-        values, q, k = train_step(network, training.criterion, training.optimizer, ground, aerial, autocast)
+        values, q, k = train_step(network, training.criterion, training.optimizer, ground, aerial, autocast, gradients)
         sampler.update(index, q, k)
         if training.ema:
             training.ema_steps += 1
@@ -274,44 +301,52 @@ def train_one_epoch(network, loader, training, args, device, epoch):
     }
 
 
-def train_step(network, criterion, optimizer, ground, aerial, autocast):
+def train_step(network, criterion, optimizer, ground, aerial, autocast, gradients=None):
     """Take one step of a plain optimiser or of SAM.
 
     Args:
         network: (ground, aerial) -> (q, k) descriptors.  criterion: a `TupleLoss`.
         optimizer: one of PyTorch's, or `SAM`, which needs loss and gradient at w and again at w + e.
         ground, aerial: (B, 3, H, W) float.  autocast: a context for the network.
+        gradients: what to call in place of `compute_gradients`: the same, `Recorded`.
 
     Returns:
         (3,) float64 loss, positive and negative similarity, and the descriptors (B, dim) that they come from, all at
         the weights before the step.
     """
+    gradients = gradients or partial(compute_gradients, network, criterion, autocast)
+    averaged = [*criterion.parameters()]
+    if not isinstance(network, DistributedDataParallel):
+        averaged += network.parameters()
 
-    def backward():
-        with autocast:
-            q, k = network(ground, aerial)
-        loss, positive, negative = criterion(q, k)
-        loss.backward()
-        distributed.average_gradients(criterion.parameters())
-        return torch.stack([loss, positive, negative]).detach().double(), q, k
-
-    values, q, k = backward()
+    values, q, k = gradients(ground, aerial)
+    distributed.average_gradients(averaged)
     if isinstance(optimizer, SAM):
         optimizer.first_step(zero_grad=True)
         with frozen_statistics(network):
-            backward()
+            gradients(ground, aerial)
+        distributed.average_gradients(averaged)
         optimizer.second_step(zero_grad=True)
     else:
         optimizer.step()
         optimizer.zero_grad()
-    return values, q.detach(), k.detach()
+    return values, q, k
 
 
-def finish_epoch(datasets, training, args, device, files):
+def compute_gradients(network, criterion, autocast, ground, aerial):
+    """A forward and a backward pass of `train_step`. Returns what it returns; the gradients lie with the parameters."""
+    with autocast:
+        q, k = network(ground, aerial)
+    loss, positive, negative = criterion(q, k)
+    loss.backward()
+    return torch.stack([loss, positive, negative]).detach().double(), q.detach(), k.detach()
+
+
+def finish_epoch(datasets, training, args, device, files, feed):
     """After the epoch was saved: evaluate it if that is due, keep the best weights, add a line to metrics.jsonl."""
     metrics, line, epoch = None, dict(training.line), training.epoch
     if epoch % args.eval_every == 0 or epoch == args.epochs:
-        metrics = evaluate_and_record(training.evaluated, datasets, args, device, files, files.checkpoint, epoch)
+        metrics = evaluate_and_record(training.evaluated, datasets, args, device, files, files.checkpoint, epoch, feed)
     if not distributed.is_main():
         return None
     if metrics:
@@ -331,14 +366,14 @@ def finish_epoch(datasets, training, args, device, files):
     return metrics
 
 
-def evaluate_and_record(model, datasets, args, device, files, weights, epoch):
+def evaluate_and_record(model, datasets, args, device, files, weights, epoch, feed=None):
     """Evaluate on all processes; rank 0 writes metrics.json, with -e also the descriptors, and gets the metrics.
 
     Collapsed descriptors (all equal) score 0 in training, where they may recover; with -e they are refused.
     """
     started, descriptors = time.perf_counter(), None
     try:
-        metrics, descriptors = evaluate(model, *datasets[1:], args, device)
+        metrics, descriptors = evaluate(model, *datasets[1:], args, device, feed)
     except CollapsedError as error:
         if args.evaluate:
             raise

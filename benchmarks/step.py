@@ -11,6 +11,7 @@ the norm of their difference over their norm.
 
 import copy
 import sys
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -21,8 +22,10 @@ import torch.nn.functional as F
 from benchmarks.measure import in_turns, measured, save_plot
 from criterion import SAM, WBLoss
 from model import FRGeo
-from train import train_step
+from model.depthwise import triton_works
+from train import compute_gradients, train_step
 from utils.distributed import choose_device
+from utils.graphs import Recorded
 from utils.options import Parser, handle_errors, positive
 from utils.seeding import set_kernels
 
@@ -66,10 +69,10 @@ def flat_moments(optimizer, parameters):
 
 
 class PlainStep:
-    """The published step on its own copy of a model."""
+    """The published step on its own copy of a model, with ASAM or without."""
 
-    def __init__(self, model, images):
-        self.model, self.images = copy.deepcopy(model).to(memory_format=torch.contiguous_format), images
+    def __init__(self, model, images, sam=True):
+        self.model, self.images, self.sam = copy.deepcopy(model).to(memory_format=torch.contiguous_format), images, sam
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.adamw = torch.optim.AdamW(self.parameters, lr=LR, weight_decay=DECAY, foreach=False)
 
@@ -92,40 +95,45 @@ class PlainStep:
 
     def __call__(self):
         self.backward()
-        old = self.climb()
-        self.adamw.zero_grad()
-        self.backward()
-        for p, value in zip(self.parameters, old, strict=True):
-            p.data.copy_(value)
+        if self.sam:
+            old = self.climb()
+            self.adamw.zero_grad()
+            self.backward()
+            for p, value in zip(self.parameters, old, strict=True):
+                p.data.copy_(value)
         self.adamw.step()
         self.adamw.zero_grad()
 
 
 class OurStep:
-    """`train.train_step` on its own copy of a model."""
+    """`train.train_step` on its own copy of a model, on a GPU as train.py runs it with --fast-gpu."""
 
-    def __init__(self, model, images, amp, compiled):
+    def __init__(self, model, images, amp, compiled=False, sam=True, fast=True):
         device = images[0].device
         self.model = copy.deepcopy(model).to(memory_format=torch.channels_last)
-        self.model.optimize(compiled=compiled)
+        fast = fast and device.type == "cuda" and triton_works(device)
+        self.model.optimize(compiled=compiled, fast_gpu=fast)
         self.images = [image.contiguous(memory_format=torch.channels_last) for image in images]
-        self.optimizer = SAM(
-            self.model.parameters(), torch.optim.AdamW, RHO, adaptive=True, lr=LR, weight_decay=DECAY, fused=True
-        )
+        settings = {"lr": LR, "weight_decay": DECAY, "fused": True}
+        parameters = list(self.model.parameters())
+        adamw = torch.optim.AdamW
+        self.optimizer = SAM(parameters, adamw, RHO, True, **settings) if sam else adamw(parameters, **settings)
         self.criterion = WBLoss()
         self.autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=amp == "bf16")
+        compute = partial(compute_gradients, self.model, self.criterion, self.autocast)
+        self.gradients = Recorded(compute, parameters) if fast else compute
 
     def moments(self):
         return flat_moments(self.optimizer, self.model.parameters())
 
     def __call__(self):
-        train_step(self.model, self.criterion, self.optimizer, *self.images, self.autocast)
+        train_step(self.model, self.criterion, self.optimizer, *self.images, self.autocast, self.gradients)
 
 
-def make(dataset, batch, device):
+def make(dataset, batch, device, **sizes):
     """A model with random weights of a trained one's size, and a batch of images."""
     torch.manual_seed(0)
-    model = FRGeo(dataset, layer_scale=0.1).to(device)
+    model = FRGeo(dataset, layer_scale=0.1, **sizes).to(device)
     sizes = (model.ground_size, model.aerial_size)
     return model, [torch.randn(batch, 3, *size, device=device) for size in sizes]
 

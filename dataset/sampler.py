@@ -110,7 +110,8 @@ class MiningSampler(Sampler):
         """Remember this process's descriptors: (share,) panorama indices, q and k (share, dim) of any float type."""
         if not self.mining:
             return
-        rows = torch.cat([q.detach().float(), k.detach().float(), indices.to(q.device)[:, None].float()], dim=1)
+        indices = indices.to(q.device, non_blocking=True)
+        rows = torch.cat([q.detach().float(), k.detach().float(), indices[:, None].float()], dim=1)
         rows = distributed.gather_to_main(rows)  # one collective a step; indices are exact in float32 below 2**24
         if self.memory is not None:
             dim = q.shape[1]

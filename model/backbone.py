@@ -13,6 +13,7 @@ import torch
 from timm.models import load_state_dict
 from torch import nn
 
+from model.convnext import FoldedBlock
 from model.depthwise import DepthwiseConv2d
 from utils.checkpoint import describe_misfits
 from utils.options import UserError
@@ -49,6 +50,7 @@ class Backbone(nn.Module):
         net = _create(arch, image_size, pretrained, any_size, layer_scale)
         norm = _final_norm(net)
         DepthwiseConv2d.adopt(net)
+        FoldedBlock.adopt(net)
         net.prune_intermediate_layers(1, prune_norm=True, prune_head=True)
         for name in ("head", "fc_norm", "head_drop", "attn_pool"):
             if isinstance(getattr(net, name, None), nn.Module):

@@ -1,21 +1,45 @@
-"""Depthwise convolutions that train faster in bfloat16 on a CPU."""
+"""Depthwise convolutions, each computed in the way that is fastest on its device."""
+
+import logging
+from functools import cache
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+log = logging.getLogger(__name__)
+
 
 class DepthwiseConv2d(nn.Conv2d):
-    """A depthwise `nn.Conv2d` whose weight gradient is summed in float32 under bfloat16 autocast on a CPU.
+    """A depthwise `nn.Conv2d`; the same function everywhere, in other ways.
 
-    oneDNN takes a third longer for it in bfloat16 than in float32, and it is most of the convolution's backward pass.
-    Everywhere else this is the plain convolution.
+    Under bfloat16 autocast on a CPU the weight gradient is summed in float32: oneDNN takes a third longer for it in
+    bfloat16, and it is most of the convolution's backward pass. On a GPU, 7 x 7 convolutions with `triton` set run
+    kernels of our own (`model.depthwise_gpu`); float32 without them runs channels first, since cuDNN's backward pass
+    takes twice as long with channels last.
     """
 
+    triton = False
+
     def forward(self, x):
-        if x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
-            kind = torch.get_autocast_dtype("cpu")
+        device = x.device.type
+        if device not in ("cpu", "cuda"):
+            return super().forward(x)
+        mixed = torch.is_autocast_enabled(device)
+        kind = torch.get_autocast_dtype(device) if mixed else x.dtype
+        if device == "cpu" and mixed:
             return _Depthwise.apply(x.to(kind), self.weight, self.bias, self.stride, self.padding, self.dilation)
+        if self.triton:
+            from model.depthwise_gpu import depthwise
+
+            taps = self.weight.flatten(1).T.contiguous()
+            with torch.autocast(device, enabled=False):
+                return depthwise(x.contiguous(memory_format=torch.channels_last), taps, self.bias, kind)
+        if device == "cuda" and kind == torch.float32 and x.is_contiguous(memory_format=torch.channels_last):
+            # A (C, 1, h, w) weight counts as channels last too, and one such operand is enough for cuDNN's choice.
+            weight = self.weight.flatten().view(self.weight.shape)
+            y = self._conv_forward(x.contiguous(), weight, self.bias)
+            return y.contiguous(memory_format=torch.channels_last)
         return super().forward(x)
 
     @classmethod
@@ -26,6 +50,30 @@ class DepthwiseConv2d(nn.Conv2d):
                 continue
             if 1 < module.groups == module.in_channels == module.out_channels:
                 module.__class__ = cls
+
+    def use_triton(self):
+        """Run Triton's kernels where they know the shape."""
+        known = {"kernel_size": (7, 7), "stride": (1, 1), "padding": (3, 3), "dilation": (1, 1)}
+        self.triton = self.bias is not None and all(getattr(self, name) == value for name, value in known.items())
+
+
+@cache
+def triton_works(device):
+    """Whether Triton can compile and run the kernels on that GPU; says why in the log if not."""
+    try:
+        from model.depthwise_gpu import depthwise
+
+        x, taps, bias = (torch.randn(shape, device=device) for shape in ((1, 16, 8, 8), (49, 16), (16,)))
+        weight = taps.T.reshape(16, 1, 7, 7)
+        off = depthwise(x.contiguous(memory_format=torch.channels_last), taps, bias, torch.float32)
+        off -= F.conv2d(x.double(), weight.double(), bias.double(), padding=3, groups=16)
+        if float(off.abs().max()) < 1e-3:
+            return True
+        reason = "its results are wrong"
+    except Exception as error:  # no Triton, no C compiler, a GPU that is too old: each raises its own
+        reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+    log.warning("Triton's depthwise convolution is not used (%s); training takes longer", reason)
+    return False
 
 
 class _Depthwise(torch.autograd.Function):

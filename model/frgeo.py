@@ -1,9 +1,12 @@
 """FRGeo: a ground and an aerial encoder whose descriptors list the same compass quadrants in one order."""
 
 import torch
+from timm.models.convnext import ConvNeXtBlock
 from torch import nn
 
 from model.backbone import Backbone
+from model.convnext import FoldedBlock
+from model.depthwise import DepthwiseConv2d
 from model.recombination import FeatureRecombination
 from utils.options import UserError
 from utils.paper import INPUT_SIZES
@@ -88,8 +91,11 @@ class FRGeo(nn.Module):
         """(B, 3, Hg, Wg) ground and (B, 3, Ha, Wa) aerial images -> two (B, dim) descriptor sets."""
         return self.query_net(im_q), self.reference_net(im_k)
 
-    def optimize(self, grad_checkpointing=False, compiled=False, backend="inductor"):
-        """Recompute activations to save memory, or compile both encoders for speed; results stay the same.
+    def optimize(self, grad_checkpointing=False, compiled=False, backend="inductor", fast_gpu=False):
+        """Recompute activations to save memory, compile for speed, or run a GPU's faster ways; the function stays.
+
+        Compiled are the blocks of a ConvNeXt, which are alike and so quick to compile, else whole encoders. With
+        `fast_gpu` depthwise convolutions are Triton's and ConvNeXt's blocks `model.convnext.FoldedBlock`s.
 
         Raises:
             UserError: the network cannot recompute its activations.
@@ -97,8 +103,16 @@ class FRGeo(nn.Module):
         for encoder in dict.fromkeys((self.query_net, self.reference_net)):
             if grad_checkpointing:
                 encoder.backbone.checkpoint_gradients()
+            blocks = [module for module in encoder.modules() if isinstance(module, ConvNeXtBlock)]
             if compiled:
-                encoder.compile(backend=backend)
+                for part in blocks or [encoder]:
+                    part.compile(backend=backend)
+            if fast_gpu:
+                for module in encoder.modules():
+                    if isinstance(module, DepthwiseConv2d):
+                        module.use_triton()
+                    elif isinstance(module, FoldedBlock):
+                        module.folded = True
 
 
 def build_model(args, pretrained=False):

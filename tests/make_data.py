@@ -16,6 +16,7 @@ GRID = 12  # tiles along each side of a test city
 SMALL = [
     *("--arch", "test_convnext", "--dim", "256", "--pretrained", "none"),
     *("--ground-size", "32", "128", "--aerial-size", "64", "64", "--workers", "0", "--seed", "3"),
+    *("--device", "cpu"),  # test_cuda.py is for the GPU
 ]
 
 ADAMW = ["--op", "adamw", "--lr", "0.001", "--wd", "0.03", "--batch-size", "8"]

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 import torch.multiprocessing as mp
-from make_data import ASAM, flags, heed_ctrl_c, history, record
+from make_data import ADAMW, ASAM, flags, heed_ctrl_c, history, record
 from simulated_gpu import GPU, simulated_gpu
 from torch.nn.parallel import DistributedDataParallel
 
@@ -208,6 +208,16 @@ def test_gathered_batches_train_as_one_process_does(trained, roots, tmp_path):
     for name in ("loss", "positive_similarity", "negative_similarity"):
         assert one[name] == pytest.approx(two[name], abs=2e-5)
     assert (one["R@1"], one["R@5"]) == (two["R@1"], two["R@5"])
+
+
+@pytest.mark.parametrize("op", [ASAM, [*ADAMW, "--learn-temperature"]])
+def test_gradients_averaged_after_the_backward_pass_are_those_of_distributed_data_parallel(roots, tmp_path, op):
+    for name in ("off", "on"):
+        more = ["--epochs", "2", "--fast-gpu", name]
+        train.main(flags(roots["cvusa"], tmp_path / name, *op, *TWO, *more))
+    off, on = (history(tmp_path / name) for name in ("off", "on"))
+    for a, b in zip(off, on, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], abs=2e-5) and a["R@5"] == b["R@5"]
 
 
 def start(*command, **kwargs):

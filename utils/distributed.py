@@ -217,17 +217,26 @@ def mean_over_ranks(values):
 
 @torch.no_grad()
 def average_gradients(parameters):
-    """Mean over ranks of the gradients of parameters that DistributedDataParallel does not see."""
-    for parameter in parameters if world_size() > 1 else ():
-        dist.all_reduce(parameter.grad)
-        parameter.grad /= world_size()
+    """Mean over ranks of the gradients of parameters that DistributedDataParallel does not see, in one collective."""
+    gradients = [p.grad for p in parameters if p.grad is not None] if world_size() > 1 else []
+    if gradients:
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        dist.all_reduce(flat)
+        parts = (flat / world_size()).split([gradient.numel() for gradient in gradients])
+        for gradient, part in zip(gradients, parts, strict=True):
+            gradient.copy_(part.view(gradient.shape))
 
 
 @torch.no_grad()
 def share_buffers(model):
     """Give every rank the buffers of rank 0: running statistics of batch norms differ after training steps."""
-    for buffer in model.buffers() if world_size() > 1 else ():
-        dist.broadcast(buffer, src=0)
+    share(model.buffers())
+
+
+def share(tensors):
+    """Give every rank the values that rank 0 holds."""
+    for tensor in tensors if world_size() > 1 else ():
+        dist.broadcast(tensor, src=0)
 
 
 def shard(length, owner=None):

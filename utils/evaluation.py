@@ -2,12 +2,15 @@
 
 import logging
 import time
+from functools import partial
 
 import torch
-from torch.utils.data import DataLoader, Subset
+import torch.nn.functional as F
 
 from utils import distributed
 from utils.geodesy import describe_errors, neighbours
+from utils.graphs import Recorded
+from utils.loading import Feed
 from utils.logging import describe_metrics, progress_bar
 from utils.metrics import Ranks, Turned, rank_queries, recalls, summarise
 from utils.options import recorded, run_name
@@ -18,8 +21,12 @@ log = logging.getLogger(__name__)
 DATA_OPTIONS = ("dataset", "data_root", "cross", "vigor_cities", "vigor_labels", "fov", "orientation")
 
 
-def evaluate(model, query, reference, args, device):
+def evaluate(model, query, reference, args, device, feed=None):
     """Metrics of a model on a split, its forward passes and comparisons shared by all processes.
+
+    Args:
+        query, reference: datasets of view "ground" and "aerial".
+        feed: a `Feed` of `evaluated_views(query, reference, args)` and perhaps others; None to make one.
 
     Returns:
         (metrics, (query descriptors, reference descriptors)): a dict in percent, (N, dim) and (M, dim) float32.
@@ -29,30 +36,44 @@ def evaluate(model, query, reference, args, device):
     """
     model.eval()
     distributed.share_buffers(model)
+    feed = feed or Feed(evaluated_views(query, reference, args), args, device)
     angles, regions = search_angles(args)
-    q = [extract(model.query_net, query.turned(angle), args, device, "queries") for angle in angles]
-    r = extract(model.reference_net, reference, args, device, "gallery")
+    *queries, reference = feed.datasets[-len(angles) - 1 :]
+    q = [extract(model.query_net, seen, args, device, "queries", feed) for seen in queries]
+    r = extract(model.reference_net, reference, args, device, "gallery", feed)
     return score(q, r, query, device, regions), (q[0].numpy(), r.numpy())
 
 
+def evaluated_views(query, reference, args):
+    """The datasets that an evaluation reads: the queries in every direction they are compared in, the gallery."""
+    return [*(query.turned(angle) for angle in search_angles(args)[0]), reference]
+
+
 @torch.inference_mode()
-def extract(encoder, images, args, device, label):
+def extract(encoder, images, args, device, label, feed):
     """(rows, dim) float32 descriptors of a dataset, on the CPU of every process; each computes its part."""
     start, stop = distributed.shard(len(images))
-    loader = DataLoader(
-        Subset(images, range(start, stop)),
-        batch_size=args.eval_batch_size,
-        num_workers=distributed.loader_workers(args),
-        pin_memory=device.type == "cuda",
-        collate_fn=images.collate,
-    )
-    own, done = torch.empty(stop - start, encoder.dim), 0
-    for image, _ in progress_bar(loader, label):
-        with precision(args, device):
-            rows = encoder(images.to_device(image, device))
-        own[done : done + len(image)] = rows.float().cpu()
-        done += len(image)
+    size = args.eval_batch_size
+    recorded = device.type == "cuda" and getattr(args, "fast_gpu", "off") == "on" and stop - start > size
+    describe = partial(_describe, encoder, args, device)
+    describe = Recorded(describe) if recorded else describe
+    own, done = torch.empty(stop - start, encoder.dim, pin_memory=recorded), 0
+    batches = [range(first, min(first + size, stop)) for first in range(start, stop, size)]
+    for image, _ in progress_bar(feed.batches(images, batches), label, total=len(batches)):
+        image, count = images.to_device(image, device), len(image)
+        if recorded:  # the last batch, too, has the size that was recorded
+            image = F.pad(image, (0, 0) * 3 + (0, size - count))
+        (rows,) = describe(image)
+        own[done : done + count].copy_(rows[:count], non_blocking=recorded)
+        done += count
+    if recorded:
+        torch.cuda.synchronize(device)
     return distributed.gather_rows(own, len(images))
+
+
+def _describe(encoder, args, device, images):
+    with precision(args, device):
+        return (encoder(images).float(),)
 
 
 def precision(args, device):

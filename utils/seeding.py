@@ -24,7 +24,7 @@ def seed_process(seed, epoch=0, rank=0):
 
 
 def set_kernels(deterministic, tf32=None):
-    """Deterministic kernels only (slower), or the fastest of the device; `tf32` "on", "off" or None for PyTorch's own.
+    """Deterministic kernels only, or any of the device's; `tf32` "on", "off" or None for PyTorch's own.
 
     On a CPU, freed memory is kept for the next step: otherwise the system clears every page again, which takes a tenth
     of a training step.
@@ -34,7 +34,7 @@ def set_kernels(deterministic, tf32=None):
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # required by CUDA's matrix products
     torch.use_deterministic_algorithms(deterministic)
-    torch.backends.cudnn.benchmark = not deterministic
+    torch.backends.cudnn.benchmark = False  # trying every algorithm takes 5 to 25 s for each new shape on a GPU
     if not torch.cuda.is_available():
         with suppress(OSError):  # no glibc
             libc = ctypes.CDLL("libc.so.6")

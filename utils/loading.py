@@ -1,0 +1,61 @@
+"""The loader processes of a run, made once and used for training and every evaluation."""
+
+from torch.utils.data import DataLoader, Dataset
+
+from utils import distributed
+
+
+class Feed:
+    """Batches of several datasets from one set of loader processes.
+
+    Starting processes takes seconds where the parent is large or the machine has many cores, and an evaluation of two
+    datasets after every epoch would do it twice.
+
+    Args:
+        datasets: `PairDataset`s.  args: parsed options: workers.  device: where batches go next.
+    """
+
+    def __init__(self, datasets, args, device):
+        self.datasets, self._plan = list(datasets), _Plan()
+        workers = distributed.loader_workers(args)
+        self._loader = DataLoader(
+            _Joined(self.datasets),
+            batch_sampler=self._plan,
+            num_workers=workers,
+            pin_memory=device.type == "cuda",
+            persistent_workers=workers > 0,
+            collate_fn=self.datasets[0].collate,
+        )
+
+    def batches(self, dataset, plan):
+        """An iterator of a dataset's batches; a second one ends the first.
+
+        Args:
+            dataset: one of `datasets`.  plan: for each batch its indices.
+        """
+        number = next(i for i, own in enumerate(self.datasets) if own is dataset)
+        self._plan.batches = [[(number, int(index)) for index in batch] for batch in plan]
+        return iter(self._loader)
+
+
+class _Plan:
+    """The batches of the next iterator."""
+
+    batches = ()
+
+    def __iter__(self):
+        return iter(self.batches)
+
+    def __len__(self):
+        return len(self.batches)
+
+
+class _Joined(Dataset):
+    """Samples of several datasets, by (number of the dataset, index)."""
+
+    def __init__(self, datasets):
+        self.datasets = datasets
+
+    def __getitem__(self, key):
+        number, index = key
+        return self.datasets[number][index]
