@@ -21,10 +21,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils.options import Parser, handle_errors, path
+from utils.options import Parser, UserError, handle_errors, path
 
 ROOT = Path(__file__).resolve().parents[1]
-PARTS = {"right": 90, "step": 150, "search": 40, "data": 90, "train": 110}  # seconds of 8 minutes
+PARTS = {"right": 90, "step": 160, "search": 40, "data": 100, "train": 90}  # seconds of 8 minutes
 PUBLISHED = {"ASAM, batch 32": 273.6, "AdamW, batch 32": 123.7, "AdamW, batch 128": 415.7}  # ms, one H100
 GOALS = {  # on one H100
     "ASAM, batch 32, bfloat16": "45 ms",
@@ -58,15 +58,15 @@ class Rows:
     """What a part finds, written as it comes."""
 
     def __init__(self, folder, part):
-        self.file, self.rows, self.series = Path(folder) / f"{part}.json", [], {}
+        self.file, self.rows, self.series, self.about = Path(folder) / f"{part}.json", [], {}, ""
 
     def add(self, what, value, unit="", note=""):
         self.rows.append({"what": what, "value": value, "unit": unit, "note": note})
         print(f"  {what}: {shown(value)} {unit} {note}".rstrip(), flush=True)
         self.save()
 
-    def save(self, failed=None):
-        self.file.write_text(json.dumps({"rows": self.rows, "series": self.series, "failed": failed}))
+    def save(self):
+        self.file.write_text(json.dumps({"about": self.about, "rows": self.rows, "series": self.series}))
 
 
 def shown(value):
@@ -424,17 +424,15 @@ def child(part, args):
     from utils.distributed import choose_device
 
     rows = Rows(args.scratch, part)
-    rows.save("ended before it found anything")
-    started = time.time()
-    FUNCTIONS[part](rows, choose_device(args.device), args.toy, args.scratch, args.seconds)
+    rows.save()
+    device, started = choose_device(args.device), time.time()
+    rows.about = about(args.device)
+    FUNCTIONS[part](rows, device, args.toy, args.scratch, args.seconds)
     rows.add(f"part {part}", time.time() - started, "s", "in all")
 
 
 def run_parts(args):
     """Run each part; merge what they found into gpu.json."""
-    from utils.distributed import choose_device
-
-    choose_device(args.device)
     for folder in (args.out, args.scratch):
         folder.mkdir(parents=True, exist_ok=True)
     summary = args.out / "gpu.json"
@@ -449,10 +447,12 @@ def run_parts(args):
             try:
                 code = subprocess.run(command, cwd=ROOT, stderr=log, timeout=limit).returncode
                 failed = f"ended with code {code}, see {log_file}" if code else None
+                if code == 2:  # the user's mistake, such as a GPU that is not there
+                    raise UserError(log_file.read_text().strip().splitlines()[-1].partition(": ")[2])
             except subprocess.TimeoutExpired:
                 failed = f"ended after its {limit:.0f} s"
         result = json.loads((args.scratch / f"{part}.json").read_text())
-        found[part] = {"rows": result["rows"], "series": result["series"], "failed": failed, "about": about(args)}
+        found[part] = result | {"failed": failed}
         summary.write_text(json.dumps(found, indent=1))
         if failed:
             print(f"  {part} {failed}\n" + log_file.read_text()[-1500:], flush=True)
@@ -463,11 +463,11 @@ def run_parts(args):
     return found
 
 
-def about(args):
+def about(device):
     from benchmarks.__main__ import machine
     from utils.logging import versions
 
-    return f"{machine(args.device)}; {versions()}"
+    return f"{machine(device)}; {versions()}"
 
 
 def markdown(found):

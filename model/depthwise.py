@@ -30,11 +30,9 @@ class DepthwiseConv2d(nn.Conv2d):
         if device == "cpu" and mixed:
             return _Depthwise.apply(x.to(kind), self.weight, self.bias, self.stride, self.padding, self.dilation)
         if self.triton:
-            from model.depthwise_gpu import depthwise
-
-            taps = self.weight.flatten(1).T.contiguous()
+            x, taps = x.contiguous(memory_format=torch.channels_last), self.weight.flatten(1).T.contiguous()
             with torch.autocast(device, enabled=False):
-                return depthwise(x.contiguous(memory_format=torch.channels_last), taps, self.bias, kind)
+                return torch.ops.frgeo.depthwise(x, taps, self.bias, kind)
         if device == "cuda" and kind == torch.float32 and x.is_contiguous(memory_format=torch.channels_last):
             # A (C, 1, h, w) weight counts as channels last too, and one such operand is enough for cuDNN's choice.
             weight = self.weight.flatten().view(self.weight.shape)
@@ -53,6 +51,8 @@ class DepthwiseConv2d(nn.Conv2d):
 
     def use_triton(self):
         """Run Triton's kernels where they know the shape."""
+        import model.depthwise_gpu  # noqa: F401 (registers the operator)
+
         known = {"kernel_size": (7, 7), "stride": (1, 1), "padding": (3, 3), "dilation": (1, 1)}
         self.triton = self.bias is not None and all(getattr(self, name) == value for name, value in known.items())
 
