@@ -136,7 +136,9 @@ def check_kernels(device, shapes=SHAPES):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the GPU runs them")
 def test_kernels_in_tritons_interpreter():
-    pytest.importorskip("triton")
+    version = pytest.importorskip("triton").__version__
+    if tuple(map(int, version.split(".")[:2])) < (3, 7):
+        pytest.skip(f"the interpreter of Triton {version} fails with today's NumPy")
     env = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": "", "TRITON_DEFAULT_FP_FUSION": "1"}
     code = "import sys; sys.path.insert(0, 'tests'); import test_cuda; test_cuda.check_kernels('cpu')"
     root = Path(__file__).parents[1]
