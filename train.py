@@ -20,7 +20,7 @@ from criterion.sam import SAM, frozen_statistics
 from criterion.tuples import TupleLoss
 from dataset.build import LAYOUTS, build_datasets
 from dataset.sampler import MiningSampler
-from model.depthwise import triton_works
+from model.depthwise import triton_fails
 from model.frgeo import FRGeo, build_model
 from utils import distributed
 from utils.checkpoint import WHOLE, load_checkpoint, load_weights, save_checkpoint, stored_args, stored_epoch
@@ -103,8 +103,9 @@ def run(source, notes, args, device):
     model = build_model(args, pretrained=pretrained if state is None and distributed.is_main() else False)
     epoch = stored_epoch(load_weights(model, state)) if state else None
     model.to(device, memory_format=torch.channels_last)
-    args.fast_gpu = "on" if may_be_fast(args, model, device) else "off"
-    model.optimize(args.grad_checkpointing, args.compile, fast_gpu=args.fast_gpu == "on" and device.type == "cuda")
+    if args.fast_gpu and (reason := why_not_fast(model, device)):
+        args.fast_gpu, notes = False, [*notes, f"--fast-gpu is not used: {reason}"]
+    model.optimize(args.grad_checkpointing, args.compile, fast_gpu=args.fast_gpu and device.type == "cuda")
     training = None if args.evaluate else prepare_training(args, model, datasets[0], device, state)
     del state  # as large as model, moments and mining memory together
 
@@ -130,17 +131,17 @@ def run(source, notes, args, device):
         files.close()
 
 
-def may_be_fast(args, model, device):
-    """Whether --fast-gpu's ways are used: several processes only on request, no network with batch norm.
+def why_not_fast(model, device):
+    """Why --fast-gpu cannot be used, or None. On a CPU only the gradients are averaged as on a GPU.
 
-    DistributedDataParallel keeps running statistics equal and SAM's second pass leaves them as they are, which a
-    recorded step cannot.
+    DistributedDataParallel keeps running statistics equal and SAM's second pass leaves them as they are; a recorded
+    step can do neither.
     """
-    if args.fast_gpu == "off" or any(hasattr(module, "running_mean") for module in model.modules()):
-        return False
-    if device.type != "cuda":
-        return args.fast_gpu == "on"  # no graphs and no Triton, but gradients averaged as there
-    return (distributed.world_size() == 1 or args.fast_gpu == "on") and triton_works(device)
+    if any(hasattr(module, "running_mean") for module in model.modules()):
+        return "the network has batch norms"
+    reason = triton_fails(device) if device.type == "cuda" else None
+    works = distributed.mean_over_ranks([float(reason is None)])[0] == 1
+    return None if works else reason or "Triton does not work in another process"
 
 
 def prepare_training(args, model, train_set, device, state):
@@ -237,14 +238,14 @@ def train(datasets, training, args, device, files):
 def prepare_steps(training, args, device):
     """The network that processes share, and how `train_step` computes gradients: None, or as a CUDA graph."""
     model, criterion, gradients = training.model, training.criterion, None
-    network, fast = model, args.fast_gpu == "on"
-    if distributed.world_size() > 1 and fast:
+    network = model
+    if distributed.world_size() > 1 and args.fast_gpu:
         distributed.share(model.state_dict().values())
     elif distributed.world_size() > 1:
         network = DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
     if device.type == "cuda":
         reasons = {
-            "--fast-gpu off": not fast,
+            "no --fast-gpu": not args.fast_gpu,
             "--grad-checkpointing": args.grad_checkpointing,
             "the loss gathers pairs": criterion.gather,
         }

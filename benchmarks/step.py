@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from benchmarks.measure import in_turns, measured, save_plot
 from criterion import SAM, WBLoss
 from model import FRGeo
-from model.depthwise import triton_works
+from model.depthwise import triton_fails
 from train import compute_gradients, train_step
 from utils.distributed import choose_device
 from utils.graphs import Recorded
@@ -111,7 +111,7 @@ class OurStep:
     def __init__(self, model, images, amp, compiled=False, sam=True, fast=True):
         device = images[0].device
         self.model = copy.deepcopy(model).to(memory_format=torch.channels_last)
-        fast = fast and device.type == "cuda" and triton_works(device)
+        fast = fast and device.type == "cuda" and not triton_fails(device)
         self.model.optimize(compiled=compiled, fast_gpu=fast)
         self.images = [image.contiguous(memory_format=torch.channels_last) for image in images]
         settings = {"lr": LR, "weight_decay": DECAY, "fused": True}

@@ -1,13 +1,10 @@
 """Depthwise convolutions, each computed in the way that is fastest on its device."""
 
-import logging
 from functools import cache
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-
-log = logging.getLogger(__name__)
 
 
 class DepthwiseConv2d(nn.Conv2d):
@@ -58,8 +55,8 @@ class DepthwiseConv2d(nn.Conv2d):
 
 
 @cache
-def triton_works(device):
-    """Whether Triton can compile and run the kernels on that GPU; says why in the log if not."""
+def triton_fails(device):
+    """Why Triton cannot compile and run the kernels on that GPU, or None if it can."""
     try:
         from model.depthwise_gpu import depthwise
 
@@ -67,13 +64,10 @@ def triton_works(device):
         weight = taps.T.reshape(16, 1, 7, 7)
         off = depthwise(x.contiguous(memory_format=torch.channels_last), taps, bias, torch.float32)
         off -= F.conv2d(x.double(), weight.double(), bias.double(), padding=3, groups=16)
-        if float(off.abs().max()) < 1e-3:
-            return True
-        reason = "its results are wrong"
+        return None if float(off.abs().max()) < 1e-3 else "Triton's results are wrong"
     except Exception as error:  # no Triton, no C compiler, a GPU that is too old: each raises its own
-        reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
-    log.warning("Triton's depthwise convolution is not used (%s); training takes longer", reason)
-    return False
+        first = (str(error).strip().splitlines() or [""])[0]
+        return f"Triton does not work here ({type(error).__name__}: {first})"
 
 
 class _Depthwise(torch.autograd.Function):

@@ -22,7 +22,7 @@ import train
 from criterion import SAM, WBLoss
 from model import FRGeo
 from model.convnext import FoldedBlock
-from model.depthwise import DepthwiseConv2d, triton_works
+from model.depthwise import DepthwiseConv2d, triton_fails
 from train import compute_gradients, train_step
 from utils.checkpoint import load_checkpoint
 from utils.graphs import Recorded
@@ -32,7 +32,6 @@ from utils.options import UserError
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
-FAST = {"fast_gpu": True}
 
 
 def numbers(*shape, seed=0, dtype=torch.float32):
@@ -151,12 +150,14 @@ def test_kernels_on_the_gpu():
     check_kernels(GPU, [*SHAPES, (37, 96, 32, 128), (4, 768, 8, 8)])
 
 
-def test_without_triton_the_plain_ways_are_used_and_the_log_says_why(monkeypatch, caplog):
-    triton_works.cache_clear()
+def test_without_triton_or_with_batch_norms_the_plain_ways_are_used(roots, tmp_path, monkeypatch):
+    triton_fails.cache_clear()
     monkeypatch.setitem(sys.modules, "model.depthwise_gpu", None)
-    assert not triton_works(CPU)
-    assert "Triton's depthwise convolution is not used (ModuleNotFoundError" in caplog.text
-    triton_works.cache_clear()
+    assert triton_fails(CPU).startswith("Triton does not work here (ModuleNotFoundError: ")
+    triton_fails.cache_clear()
+    more = ["--fast-gpu", "--arch", "test_resnet", "--dim", "384", "--epochs", "1", "--op", "sgd"]
+    train.main(flags(roots["cvusa"], tmp_path, *more))
+    assert "--fast-gpu is not used: the network has batch norms" in (tmp_path / "log.txt").read_text()
 
 
 # Recorded functions.
@@ -229,7 +230,7 @@ def test_what_cannot_be_recorded_is_told(recording, monkeypatch):
         raise RuntimeError("operation not permitted when stream is capturing")
 
     monkeypatch.setattr(torch.cuda, "graph", graph)
-    with pytest.raises(UserError, match=r"stream is capturing\); pass --fast-gpu off"):
+    with pytest.raises(UserError, match=r"stream is capturing\); omit --fast-gpu"):
         recording(lambda x: (x,))(torch.zeros(1, device="cuda" if torch.cuda.is_available() else "cpu"))
 
 
@@ -323,7 +324,7 @@ def test_a_resumed_run_on_the_gpu_ends_as_if_never_stopped(roots, tmp_path):
     for key in ("state_dict", "online"):
         assert all(torch.equal(a[key][name], b[key][name]) for name in a[key])
     weights = ["-e", "--weights", str(parts / "checkpoint.pth.tar")]
-    for more in ("cuda --eval-batch-size 3", "cuda --fast-gpu off", "cpu"):
+    for more in ("cuda --fast-gpu --eval-batch-size 3", "cuda", "cpu"):
         assert train.main([*flags(roots["cvusa"], parts), *weights, "--device", *more.split()]) == metrics
 
 
@@ -333,12 +334,14 @@ def test_a_resumed_run_on_the_gpu_ends_as_if_never_stopped(roots, tmp_path):
     [
         ("--arch test_vit --learn-temperature --amp bf16", "as a CUDA graph"),
         ("--multiprocessing-distributed --nprocs 1", "as a CUDA graph"),
-        ("--arch test_resnet --dim 384 --op sgd", "kernel by kernel (--fast-gpu off)"),
+        ("--arch test_resnet --dim 384 --op sgd", "kernel by kernel (no --fast-gpu)"),
         ("--compile --grad-checkpointing --amp bf16", "kernel by kernel (--grad-checkpointing)"),
     ],
 )
 def test_options_on_the_gpu(roots, tmp_path, more, told):
-    train.main([*flags(roots["cvusa"], tmp_path), *ADAMW, "--device", "cuda", "--epochs", "2", *more.split()])
+    train.main(
+        [*flags(roots["cvusa"], tmp_path), *ADAMW, "--device", "cuda", "--fast-gpu", "--epochs", "2", *more.split()]
+    )
     assert f"steps run {told}" in (tmp_path / "log.txt").read_text()
     assert all(np.isfinite(line["loss"]) for line in history(tmp_path)) and record(tmp_path)["epoch"] == 2
 

@@ -212,10 +212,9 @@ def test_gathered_batches_train_as_one_process_does(trained, roots, tmp_path):
 
 @pytest.mark.parametrize("op", [ASAM, [*ADAMW, "--learn-temperature"]])
 def test_gradients_averaged_after_the_backward_pass_are_those_of_distributed_data_parallel(roots, tmp_path, op):
-    for name in ("off", "on"):
-        more = ["--epochs", "2", "--fast-gpu", name]
-        train.main(flags(roots["cvusa"], tmp_path / name, *op, *TWO, *more))
-    off, on = (history(tmp_path / name) for name in ("off", "on"))
+    for name in ("no-fast-gpu", "fast-gpu"):
+        train.main(flags(roots["cvusa"], tmp_path / name, *op, *TWO, "--epochs", "2", f"--{name}"))
+    off, on = (history(tmp_path / name) for name in ("no-fast-gpu", "fast-gpu"))
     for a, b in zip(off, on, strict=True):
         assert a["loss"] == pytest.approx(b["loss"], abs=2e-5) and a["R@5"] == b["R@5"]
 

@@ -54,7 +54,7 @@ def extract(encoder, images, args, device, label, feed):
     """(rows, dim) float32 descriptors of a dataset, on the CPU of every process; each computes its part."""
     start, stop = distributed.shard(len(images))
     size = args.eval_batch_size
-    recorded = device.type == "cuda" and getattr(args, "fast_gpu", "off") == "on" and stop - start > size
+    recorded = device.type == "cuda" and getattr(args, "fast_gpu", False) and stop - start > size
     describe = partial(_describe, encoder, args, device)
     describe = Recorded(describe) if recorded else describe
     own, done = torch.empty(stop - start, encoder.dim, pin_memory=recorded), 0

@@ -58,7 +58,7 @@ class Recorded:
             raise
         except RuntimeError as error:
             first = str(error).strip().splitlines()[0]
-            raise UserError(f"the step cannot be recorded as a CUDA graph ({first}); pass --fast-gpu off") from error
+            raise UserError(f"the step cannot be recorded as a CUDA graph ({first}); omit --fast-gpu") from error
         self.graph, self.gradients = graph, [parameter.grad for parameter in self.parameters]
         self._clear_gradients()
         for own, before in zip(self.state, state, strict=True):
