@@ -28,7 +28,7 @@ from utils.evaluation import evaluate, evaluated_views, precision, record
 from utils.graphs import Recorded
 from utils.loading import Feed
 from utils.logging import log_setup, log_traceback, log_training, progress_bar, start_logging, stop_logging
-from utils.options import UserError, complete, handle_errors, recorded
+from utils.options import UserError, complete, explain, flag, handle_errors, options_of, recorded
 from utils.ranking import CollapsedError
 from utils.run_files import RunFiles
 from utils.seeding import seed_process, set_kernels
@@ -95,6 +95,8 @@ def run(source, notes, args, device):
     """
     args.seed = distributed.broadcast_object(args.seed)
     files, datasets = RunFiles(args.save_path), build_datasets(args, pixels=True)
+    lists = {dataset.split: dataset.fingerprint for dataset in datasets[:2] if dataset}
+    distributed.agree(must_agree(args, lists))
     set_kernels(args.deterministic, args.tf32)
     seed_process(args.seed)
     state = load_checkpoint(source) if source else None
@@ -124,11 +126,18 @@ def run(source, notes, args, device):
         log.info("weights %s, epoch %s", source, "unknown" if epoch is None else epoch)
         return evaluate_and_record(model, datasets, args, device, files, source, epoch)
     except Exception as error:
-        if not isinstance(error, UserError):
+        if explain(error) is None:
             log_traceback()
         raise
     finally:
         files.close()
+
+
+def must_agree(args, lists):
+    """What has to be equal on all processes of a run: options that decide results, and the lists as they were read."""
+    options = {flag(name): getattr(args, name) for name in options_of("model", "recipe", "data")}
+    lists = {f"the list of split {split}": found for split, found in lists.items()}
+    return options | lists
 
 
 def why_not_fast(model, device):

@@ -1,5 +1,6 @@
 """One dataset class for every layout: panoramas, aerial tiles, and which tiles cover which panorama."""
 
+import hashlib
 import os
 from abc import ABC, abstractmethod
 from copy import copy
@@ -205,6 +206,20 @@ class PairDataset(Dataset, ABC):
         other = copy(self)
         other._turn = self._turn + degrees
         return other
+
+    @cached_property
+    def fingerprint(self):
+        """Text that is equal for equal lists: names below the root, in their order, and which tiles cover what."""
+        root = f"{self.root}/"
+        names = "\n".join(path.removeprefix(root) for path in (*self.ground, *self.aerial))
+        digest = hashlib.sha256(names.encode("utf-8", "surrogateescape") + self.tiles.astype("<i8").tobytes())
+        return f"{len(self.ground)} panoramas, {len(self.aerial)} tiles, {digest.hexdigest()[:12]}"
+
+    def files_of(self, index):
+        """Paths that sample `index` is read from."""
+        if self.view == "aerial":
+            return [self.aerial[index]]
+        return [self.ground[index]] + ([self.aerial[self.tiles[index, 0]]] if self.view == "pair" else [])
 
     @property
     def labels(self):

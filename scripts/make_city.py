@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Make a procedural city and write it in the layout of CVUSA, CVACT or VIGOR.
 
-Interrupted, the same command goes on where it stopped.
+If interrupted, run the same command again to continue.
 """
 
 import sys
@@ -38,7 +38,7 @@ def parse(argv=None):
 
 def main(argv=None):
     args, started = parse(argv), time.time()
-    with handle_errors("make_city.py", f"interrupted; the same command goes on where {args.out} was left"):
+    with handle_errors("make_city.py", "interrupted; run the same command again to continue"):
         out = write_city(**vars(args))
         print(f"Wrote {out} in {time.time() - started:.0f} s.")
         if args.layout == "vigor" and args.cities < len(VIGOR_CITIES):

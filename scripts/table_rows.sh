@@ -80,7 +80,7 @@ evaluate() {
     local row=$1 name=$2 from=$3
     shift 3
     if [ -z "$(weights "$from")" ]; then
-        echo "$folder/result_$from holds no weights: $row is left out"
+        echo "$folder/result_$from holds no weights; $row is omitted"
         return
     fi
     run "$PYTHON" -u train.py --save_path "$folder/result_$row" --weights "$(weights "$from")" \

@@ -77,31 +77,35 @@ def test_what_changed_is_made_again_and_all_else_read_once(paths, store):
     assert read_all(other).shape == (6, 12, 8, 3) and other.transform.read == 6
 
 
+def kept(folder):
+    """The files of a cache that hold images, by name."""
+    return {path.name: path for path in (folder / "cache").rglob("*.png")}
+
+
 def test_damaged_and_half_written_images_are_never_read(paths, store, tmp_path):
     good = read_all(store(paths))
-    (images,), (index,) = ((tmp_path / "cache").rglob(f"{name}.bin") for name in ("images", "index"))
-    content = bytearray(images.read_bytes())
-    content[8 * 12 * 3 + 5] ^= 1  # one bit of the second image
-    images.write_bytes(content)
-    content = bytearray(index.read_bytes())
-    content[5 * len(content) // 6 :] = bytes(len(content) // 6)  # the last never got its record
-    index.write_bytes(content)
+    files = [kept(tmp_path)[Path(path).name] for path in paths]
+    content = bytearray(files[1].read_bytes())
+    content[-5] ^= 1
+    files[1].write_bytes(content)
+    files[3].write_bytes(files[3].read_bytes()[:-1])
+    files[5].write_bytes(b"")
     cache = store(paths)
     np.testing.assert_array_equal(read_all(cache), good)
-    assert cache.transform.read == 2
-    with open(images, "r+b") as file:  # another job rewrites the first, under the maps that the cache holds
-        file.write(bytes(8 * 12))
-    np.testing.assert_array_equal(read_all(cache), good)
     assert cache.transform.read == 3
+    files[0].write_bytes(files[2].read_bytes())  # another image's, by another job, while the cache is open
+    np.testing.assert_array_equal(read_all(cache), good)
+    assert cache.transform.read == 4 and not list((tmp_path / "cache").rglob("*.partial"))
 
 
 def test_new_files_in_a_folder_and_files_that_are_missing(paths, store, tmp_path):
     read_all(store(paths))
     new = tmp_path / "images" / "new.png"
     late = store([*paths, str(new), str(tmp_path / "elsewhere" / "0.png")])
-    make_data.write_image(new, (40, 24), 9)  # since the folder was listed
-    assert late.pixels(6).shape == late.pixels(6).shape == (8, 12, 3)
-    assert not late.present()[6:].any()
+    assert late.present().sum() == 6
+    make_data.write_image(new, (40, 24), 9)
+    read_all(cache := store([*paths, str(new)]))
+    assert cache.transform.read == 1  # a file more leaves the others where they are
     with pytest.raises(UserError, match="cannot be read"):
         late.pixels(7)
 
@@ -112,19 +116,19 @@ def test_jobs_with_other_lists_share_a_cache(paths, store, tmp_path):
     late = store(paths[::-1])
     both = read_all(late)
     np.testing.assert_array_equal(read_all(early), both[::-1][:3])
-    assert late.transform.read == 5 and early.transform.read == 1
-    assert len(list((tmp_path / "cache").rglob("images.bin"))) == 1
+    assert late.transform.read == 5 and early.transform.read == 1 and len(kept(tmp_path)) == 6
     copied = pickle.loads(pickle.dumps(late))  # as a loader process that is spawned gets it
     np.testing.assert_array_equal(read_all(copied), both)
 
 
-def test_a_full_disk_is_told_once_and_training_goes_on(paths, store, monkeypatch, caplog):
+def test_a_full_disk_is_told_once_and_training_goes_on(paths, store, monkeypatch, caplog, tmp_path):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "pwrite", full)
+    monkeypatch.setattr(os, "replace", full)
     assert read_all(store(paths)).shape == (6, 8, 12, 3)
     assert [r.message.count("accepts no more images") for r in caplog.records] == [1]
+    assert not kept(tmp_path) and not list((tmp_path / "cache").rglob("*.partial"))
 
 
 def test_a_cached_training_gives_the_same_numbers(roots, tmp_path):

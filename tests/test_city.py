@@ -368,7 +368,7 @@ def test_an_image_that_only_half_fits_is_not_kept(tmp_path):
 
 
 @pytest.mark.parametrize("stop, code, message", [
-    ("Ctrl-C", 130, "interrupted; the same command goes on"), ("kill", 2, "the same command with --jobs 1 goes on"),
+    ("Ctrl-C", 130, "interrupted; run the same command again"), ("kill", 2, "continue with --jobs 1"),
 ])  # fmt: skip
 def test_a_stopped_command_leaves_the_images_not_begun(stop, code, message, tmp_path):
     options = ["--layout", "cvact", "--train", "300", "--val", "0", "--test", "0", "--jobs", "2", "--out", "city"]

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 import torch.multiprocessing as mp
 from make_data import ADAMW, ASAM, flags, heed_ctrl_c, history, record
 from simulated_gpu import GPU, simulated_gpu
@@ -27,6 +28,7 @@ from utils import distributed
 from utils.checkpoint import load_checkpoint
 from utils.evaluation import evaluate, score
 from utils.geodesy import Positions
+from utils.options import UserError
 
 TRAIN = str(Path(__file__).parent.parent / "train.py")
 TWO = ["--multiprocessing-distributed", "--nprocs", "2", "--device", "cpu"]
@@ -247,6 +249,60 @@ def test_two_nodes_of_one_process_each(roots, tmp_path):
     assert record(tmp_path) == record(tmp_path) | metrics and "2 process(es)" in (tmp_path / "log.txt").read_text()
 
 
+@pytest.mark.parametrize(
+    ("other", "told"),
+    [
+        (["-b", "4"], "--batch-size: process 0 has 8, process 1 has 4"),
+        (["--ground-size", "32", "256"], "--ground-size: process 0 has [32, 128], process 1 has [32, 256]"),
+        ("a tile less", "the list of split val: process 0 has 7 panoramas, 7 tiles"),
+        ("another order", "the list of split train: process 0 has"),
+    ],
+)
+def test_nodes_that_differ_end_before_anything_is_written(roots, tmp_path, refused, other, told):
+    url, root = f"tcp://127.0.0.1:{distributed.free_port()}", roots["cvusa"]
+    nodes = ["--world-size", "2", "--dist-url", url, "--epochs", "1", "--timeout", "1"]
+    if isinstance(other, str):
+        root = shutil.copytree(root, tmp_path / "data")
+        if other == "a tile less":
+            next(path for path in sorted((root / "bingmap" / "19").iterdir(), reverse=True)).unlink()
+        else:
+            path = root / "splits" / "train-19zl.csv"
+            path.write_text("".join(reversed(path.read_text().splitlines(keepends=True))))
+        other = []
+    second = start(TRAIN, *flags(root, tmp_path / "two", *ASAM, *nodes, *other, "--rank", "1"))
+    error = refused(train.main, *flags(roots["cvusa"], tmp_path / "one", *ASAM, *nodes, "--rank", "0"))
+    _, words = second.communicate(timeout=120)
+    for text in (error, words):
+        assert f"the processes differ in {told}" in text and "Traceback" not in text
+    assert second.returncode == 2 and not (tmp_path / "one").exists() and not (tmp_path / "two").exists()
+
+
+def strangers(rank, url, folder, run_id):
+    try:
+        distributed.join(url, 2, rank, "gloo", timedelta(seconds=20), run_id)
+        Path(folder, f"{run_id}{rank}").write_text(str(dist.get_world_size()))
+        distributed.leave()
+    except UserError as error:
+        Path(folder, f"{run_id}{rank}").write_text(str(error))
+
+
+def test_a_process_of_another_run_is_turned_away_and_missing_ones_are_counted(tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(distributed, "TOLD_AFTER", 0)
+    url = f"tcp://127.0.0.1:{distributed.free_port()}"
+    context = mp.get_context("fork")
+    processes = []
+    for rank, run in ((0, "a"), (1, "b"), (1, "a")):
+        processes.append(context.Process(target=strangers, args=(rank, url, str(tmp_path), run)))
+        processes[-1].start()
+        if run == "b":
+            processes[-1].join(60)
+    for process in processes:
+        process.join(60)
+    assert (tmp_path / "a0").read_text() == (tmp_path / "a1").read_text() == "2"
+    assert f"--dist-url {url} is in use by another run" in (tmp_path / "b1").read_text()
+    assert f"train.py: waiting for the other processes at {url}: 1 of 2 have come" in capfd.readouterr().err
+
+
 def test_a_taken_port_is_told(roots, tmp_path, refused):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -258,10 +314,9 @@ def test_a_taken_port_is_told(roots, tmp_path, refused):
 
 
 @pytest.mark.parametrize("node", ["0", "1"])
-def test_a_node_that_is_alone_does_not_wait_for_hours(roots, tmp_path, refused, monkeypatch, node):
-    monkeypatch.setattr(distributed, "JOIN", timedelta(seconds=2))
+def test_a_node_that_is_alone_does_not_wait_for_hours(roots, tmp_path, refused, node):
     url = f"tcp://127.0.0.1:{distributed.free_port()}"
-    nodes = ["--world-size", "2", "--rank", node, "--dist-url", url]
+    nodes = ["--world-size", "2", "--rank", node, "--dist-url", url, "--timeout", "0.03"]
     error = refused(train.main, *flags(roots["cvusa"], tmp_path, *ASAM, *nodes))
     assert f"--dist-url {url} cannot be used by process {node} of 2" in error
 

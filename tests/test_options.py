@@ -1,6 +1,8 @@
 """The command line: help, the table of options, options that meet a checkpoint, and mistakes told in one sentence."""
 
 import argparse
+import multiprocessing
+import pickle
 import shlex
 import subprocess
 import sys
@@ -219,6 +221,32 @@ def test_a_broken_pipe_that_is_not_the_screen_keeps_its_traceback():
 
     with pytest.raises(BrokenPipeError):
         broken()
+
+
+def interrupted_save():
+    try:
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
+    except RuntimeError:
+        raise RuntimeError("[enforce fail at inline_container.cc:671] . unexpected pos 64 vs 0")  # noqa: B904
+
+
+def lost_connection():
+    ours, theirs = multiprocessing.Pipe()
+    theirs.close()
+    ours.recv()
+
+
+@pytest.mark.parametrize(("fail", "sentence"), [(interrupted_save, "worker (pid 7)"), (lost_connection, "EOFError")])
+def test_a_killed_loader_process_ends_with_one_sentence_wherever_it_is_noticed(capsys, fail, sentence):
+    with pytest.raises(SystemExit) as stop, handle_errors("train.py"):
+        fail()
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and "process was killed" in error and sentence in error
+
+
+def test_an_end_of_file_that_is_no_killed_process_keeps_its_traceback():
+    with pytest.raises(EOFError), handle_errors("train.py"):
+        pickle.loads(b"")
 
 
 @pytest.mark.parametrize("unbuffered", [[], ["-u"]])

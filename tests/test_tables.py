@@ -104,7 +104,7 @@ def test_released_weights_are_evaluated_alone_and_rows_can_be_chosen(folder):
     (folder / "result_cvact").mkdir()
     (folder / "result_cvact" / "checkpoint.pth.tar").touch()
     done, calls = call(folder, "table2_cvact", "--data-root", "DIR", EVAL="1", ROWS="frgeo deit frgeo_test")
-    assert done.returncode == 0 and "./result_cvact_deit holds no weights: cvact_deit is left out" in done.stdout
+    assert done.returncode == 0 and "./result_cvact_deit holds no weights; cvact_deit is omitted" in done.stdout
     *calls, last = calls
     assert [vars(parse_args(c[1:]))["save_path"].name for c in calls] == ["result_cvact", "result_cvact_test"]
     assert all("-e" in c and "--resume" not in c and c[-2:] == ["--data-root", "DIR"] for c in calls)

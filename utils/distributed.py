@@ -3,12 +3,16 @@
 A single process needs no process group: every function here works without one.
 """
 
+import hashlib
 import logging
 import os
 import socket
 import sys
 import time
+import uuid
 from datetime import timedelta
+from pathlib import Path
+from urllib.parse import urlsplit
 
 import torch
 import torch.distributed as dist
@@ -17,9 +21,8 @@ import torch.multiprocessing as mp
 from utils.options import UserError, explain
 from utils.workers import cores, follow_parent, starting_workers
 
-JOIN = timedelta(minutes=10)  # until all processes have found each other
 TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")  # environment variables
-TIMEOUT = timedelta(hours=2)  # for one collective: rank 0 may save, plan or evaluate while the others wait
+TOLD_AFTER, TOLD_AGAIN = 10, 60  # seconds of waiting for other processes before a line about it, and the next
 
 
 def rank():
@@ -65,6 +68,7 @@ def launch(function, args):
             return function(args, choose_device(args.device))
         return _in_group(function, args, args.dist_url, node, nodes, 0)
 
+    args.run_id = uuid.uuid4().hex if nodes == 1 else ""
     logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # no warning when it ends others
     url = args.dist_url or f"tcp://127.0.0.1:{free_port()}"
     answers = mp.get_context("spawn").SimpleQueue()
@@ -127,7 +131,8 @@ def _in_group(function, args, url, rank, world, local_rank):
     device = choose_device(args.device, local_rank)
     if device.type == "cpu" and (url == "env://" or "OMP_NUM_THREADS" not in os.environ):
         torch.set_num_threads(max(1, cores() // args.processes_here))
-    join(url, world, rank, args.dist_backend or ("nccl" if device.type == "cuda" else "gloo"))
+    backend = args.dist_backend or ("nccl" if device.type == "cuda" else "gloo")
+    join(url, world, rank, backend, timedelta(minutes=args.timeout), getattr(args, "run_id", ""))
     try:
         return function(args, device)
     finally:
@@ -165,24 +170,97 @@ def _child(local_rank, function, args, url, node, nodes, answers):
 # The process group and its collectives.
 
 
-def join(url, world, own_rank, backend):
-    """Join the process group of `world` processes as `own_rank`.
+def join(url, world, own_rank, backend, limit=timedelta(minutes=30), run_id=""):
+    """Join the process group of `world` processes as `own_rank`; says on stderr how many have come while it waits.
+
+    Args:
+        limit: timedelta after which waiting ends, here and in every collective.
+        run_id: equal for the processes of one run; "" if unknown.
 
     Raises:
-        UserError: the address is taken or unreachable, a process is missing, or the backend is unavailable.
+        UserError: the address is taken, unreachable, or another run's, a process is missing, or the backend is
+            unavailable.
     """
     if backend not in dist.Backend.backend_list or (backend == "nccl" and not torch.cuda.is_available()):
         raise UserError(f"--dist-backend {backend} is not available; omit it (default: nccl with GPUs, else gloo)")
     try:
-        store, own_rank, world = next(dist.rendezvous(url, own_rank, world, timeout=JOIN))
-        store.set_timeout(TIMEOUT)
-        dist.init_process_group(backend, store=store, world_size=world, rank=own_rank, timeout=TIMEOUT)
+        store, own_rank, world = _meet(url, own_rank, world, limit)
+        _check_run(store, own_rank, run_id, url)
+        _wait_for_all(store, own_rank, world, url, limit)
+        store.set_timeout(limit)
+        dist.init_process_group(backend, store=store, world_size=world, rank=own_rank, timeout=limit)
     except (RuntimeError, ValueError) as error:  # DistNetworkError is a RuntimeError
         first = str(error).strip().splitlines()[0]
         raise UserError(
             f"--dist-url {url} cannot be used by process {own_rank} of {world} ({first}); pass an address with a free "
             "port, such as tcp://localhost:8081, the same on every node"
         ) from error
+
+
+def _meet(url, own_rank, world, limit):
+    """(store, rank, world): where the processes meet. Does not wait for any but the one that keeps the store."""
+    address = urlsplit(url)
+    if address.scheme != "tcp":  # torchrun's environment, or a file
+        return next(dist.rendezvous(url, own_rank, world, timeout=limit))
+    if not address.hostname or not address.port:
+        raise ValueError("it names no host and port")
+    own = {"is_master": own_rank == 0, "timeout": limit, "wait_for_workers": False}
+    return dist.TCPStore(address.hostname, address.port, world, **own), own_rank, world
+
+
+def _check_run(store, own_rank, run_id, url):
+    """Raises UserError if the processes that meet here are another run's."""
+    if own_rank == 0:
+        store.set("run", run_id)
+    elif (found := store.get("run").decode()) != run_id and found and run_id:
+        raise UserError(f"--dist-url {url} is in use by another run; pass an address with a free port, or omit it")
+
+
+def _wait_for_all(store, own_rank, world, url, limit):
+    """Wait until every process has come."""
+    store.add("come", 1)
+    started, told = time.monotonic(), TOLD_AFTER - TOLD_AGAIN
+    while (come := store.add("come", 0)) < world:
+        waited = time.monotonic() - started
+        if waited > limit.total_seconds():
+            raise ValueError(f"{come} of {world} processes have come within {limit.total_seconds() / 60:g} minutes")
+        if waited >= told + TOLD_AGAIN and own_rank == 0:
+            told = waited
+            print(f"train.py: waiting for the other processes at {url}: {come} of {world} have come", file=sys.stderr)
+        time.sleep(0.05)
+
+
+def agree(facts):
+    """Compare what must be equal on all processes.
+
+    Args:
+        facts: {what: value}, values of any type that can be pickled; the code and PyTorch's version are added.
+
+    Raises:
+        UserError: on every process, if a value differs; says which, and where.
+    """
+    if world_size() == 1:
+        return
+    facts = {"the version of PyTorch": torch.__version__, "the code": _code()} | facts
+    every = [None] * world_size()
+    dist.all_gather_object(every, facts)
+    for other, theirs in enumerate(every[1:], start=1):
+        for what in every[0].keys() | theirs.keys():
+            first, value = every[0].get(what), theirs.get(what)
+            if first != value:
+                raise UserError(
+                    f"the processes differ in {what}: process 0 has {first}, process {other} has {value}; start all "
+                    "of them with the same code, options and data"
+                )
+
+
+def _code():
+    """Text that is equal for equal code of the training."""
+    root, digest = Path(__file__).resolve().parents[1], hashlib.sha256()
+    rooms = (root / room for room in ("model", "dataset", "criterion", "utils"))
+    for path in [root / "train.py", *sorted(path for room in rooms for path in room.glob("*.py"))]:
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def leave():

@@ -3,6 +3,7 @@
 from torch.utils.data import DataLoader, Dataset
 
 from utils import distributed
+from utils.options import UserError
 
 
 class Feed:
@@ -12,18 +13,20 @@ class Feed:
     datasets after every epoch would do it twice.
 
     Args:
-        datasets: `PairDataset`s.  args: parsed options: workers.  device: where batches go next.
+        datasets: `PairDataset`s.  args: parsed options: workers, timeout.  device: where batches go next.
     """
 
     def __init__(self, datasets, args, device):
         self.datasets, self._plan = list(datasets), _Plan()
         workers = distributed.loader_workers(args)
+        self.minutes = getattr(args, "timeout", 0)
         self._loader = DataLoader(
             _Joined(self.datasets),
             batch_sampler=self._plan,
             num_workers=workers,
             pin_memory=device.type == "cuda",
             persistent_workers=workers > 0,
+            timeout=60 * self.minutes if workers else 0,
             collate_fn=self.datasets[0].collate,
         )
 
@@ -32,10 +35,25 @@ class Feed:
 
         Args:
             dataset: one of `datasets`.  plan: for each batch its indices.
+
+        Raises (from the iterator):
+            UserError: no batch has come for --timeout minutes.
         """
         number = next(i for i, own in enumerate(self.datasets) if own is dataset)
         self._plan.batches = [[(number, int(index)) for index in batch] for batch in plan]
-        return iter(self._loader)
+        return self._watched(iter(self._loader), dataset)
+
+    def _watched(self, iterator, dataset):
+        for batch in self._plan.batches:
+            try:
+                yield next(iterator)
+            except RuntimeError as error:
+                if "DataLoader timed out" not in str(error):
+                    raise
+                raise UserError(
+                    f"no images have come from the loader processes for {self.minutes} minutes (--timeout); the next "
+                    f"batch starts with {dataset.files_of(batch[0][1])[0]}: check that its disk answers"
+                ) from error
 
 
 class _Plan:

@@ -13,14 +13,20 @@ from utils.ranking import CHUNK, DescriptorError, Descriptors, Turned, compare, 
 
 
 class Ranks(NamedTuple):
-    """Per query, (N,) int64: the gallery items strictly more similar to it than ..., and two more columns."""
+    """Columns with a row per query, (N,) int64; None for what was not requested or needs semi-positives.
 
-    positive: np.ndarray  # ... its positive
-    hit: np.ndarray | None = None  # ... its positive, semi-positives left out (None without semi-positives)
-    cover: np.ndarray | None = None  # ... the best of the tiles that cover it (None without semi-positives)
-    nearest: np.ndarray | None = None  # (N, k) int64 items most similar to it, best first (None if not requested)
-    near: np.ndarray | None = None  # ... the best of the items near it, its positive among them (None if not requested)
-    ties: np.ndarray | None = None  # items as similar as its positive within the rounding of float64, itself left out
+    positive, hit, cover, near: number of gallery items that are strictly more similar to the query than: its positive;
+        its positive, not counting semi-positives; the best tile that covers it; the best item near it.
+    nearest: (N, k) the most similar items, the best first.
+    ties: number of other items as similar as the positive, within the rounding of float64.
+    """
+
+    positive: np.ndarray
+    hit: np.ndarray | None = None
+    cover: np.ndarray | None = None
+    nearest: np.ndarray | None = None
+    near: np.ndarray | None = None
+    ties: np.ndarray | None = None
 
 
 def retrieval_metrics(query, reference, labels, semi_positives=None, chunk=CHUNK):

@@ -5,12 +5,15 @@ import errno
 import os
 import secrets
 import select
+import signal
 import sys
+import threading
+import traceback
 from contextlib import contextmanager, suppress
 from functools import cache, partial
 from pathlib import Path
 
-from utils.paper import INPUT_SIZES, VIGOR_CITIES
+from utils.paper import INPUT_SIZES, SOFT_TRIPLET_ALPHA, VIGOR_CITIES, WBL_ALPHA
 
 DATASETS = ("cvusa", "cvact", "vigor", "pairs")
 DATA_VARIABLE = "FRGEO_DATA"
@@ -74,15 +77,13 @@ def handle_errors(program, interrupted="interrupted"):
         yield
         if sys.stdout is not None:  # closed by `>&-`
             sys.stdout.flush()
-    except BrokenPipeError:
-        if sys.stdout is None or not _reader_has_gone(sys.stdout):
-            raise
-        discard_output(sys.stdout)
-        raise SystemExit(141) from None
     except KeyboardInterrupt:
         print(f"{program}: {interrupted() if callable(interrupted) else interrupted}", file=sys.stderr)
         raise SystemExit(130) from None
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and sys.stdout is not None and _reader_has_gone(sys.stdout):
+            discard_output(sys.stdout)
+            raise SystemExit(141) from None
         sentence = explain(error)
         if sentence is None:
             raise
@@ -104,7 +105,9 @@ def discard_output(stream):
 
 
 def explain(error):
-    """The sentence for an error that the user can do something about; None for a bug."""
+    """The sentence for an error that the user can do something about, None for a bug; called where the program ends."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler raises if a loader process died, here as well
     text = str(error).strip()
     if isinstance(error, UserError):
         return error.sentence()
@@ -114,11 +117,20 @@ def explain(error):
     scarce = isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
     if isinstance(error, MemoryError) or scarce or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         return f"there is too little memory ({first}); use smaller batches, smaller images or fewer processes"
-    if isinstance(error, RuntimeError) and "DataLoader worker" in text:
-        return f"a loader process was killed ({first}), most likely for lack of memory; use fewer --workers"
-    if type(error).__name__ in ("BrokenProcessPool", "ProcessExitedException"):
-        return f"a process was killed ({first}), most likely for lack of memory; use fewer processes"
+    # torch's report may interrupt anything, also a checkpoint being written.
+    for cause in (error, error.__context__):
+        if isinstance(cause, RuntimeError) and "DataLoader worker" in str(cause):
+            first = str(cause).strip().splitlines()[0]
+            return f"a loader process was killed ({first}), most likely for lack of memory; use fewer --workers"
+    if type(error).__name__ in ("BrokenProcessPool", "ProcessExitedException") or _lost_process(error):
+        return f"a process was killed ({first}), most likely for lack of memory; use fewer processes or --workers"
     return None
+
+
+def _lost_process(error):
+    """Whether an error says that the process at the other end of a pipe is gone."""
+    frames = traceback.extract_tb(error.__traceback__) if isinstance(error, EOFError | ConnectionError) else ()
+    return bool(frames) and "multiprocessing" in Path(frames[-1].filename).parts
 
 
 def positive(text):
@@ -321,6 +333,8 @@ def build_parser():
     add("machine", "--dist-url", metavar="URL",
         help="address where the processes meet (default: a free port of this node)")
     add("machine", "--dist-backend", metavar="NAME", help="nccl or gloo (default: nccl with GPUs, else gloo)")
+    add("machine", "--timeout", default=30.0, type=number, metavar="MINUTES", help="end the run if a process waits for "
+        "the others, or for images from its loader processes, for so long (default: 30)")
     return parser
 # fmt: on
 
@@ -379,6 +393,7 @@ def check(args):
          "--nprocs requires --multiprocessing-distributed; add it or omit --nprocs"),
         (not (0 if args.world_size > 1 else -1) <= args.rank < nodes,
          f"--rank {args.rank} is not a node of --world-size {nodes}; expected 0 to {nodes - 1}"),
+        (not args.timeout, "--timeout is 0; expected minutes above 0"),
         (args.world_size > 1 and args.dist_url is None,
          "--world-size above 1 requires --dist-url tcp://HOST:PORT of node 0, the same on all nodes"),
     ):  # fmt: skip
@@ -463,6 +478,8 @@ def _effect(option, options):
         return value or ("unknown" if (options.get("fov") or 0) % 360 else "aligned")
     if option == "eval_split":  # the other data sets have one split to evaluate
         return (value or "val") if options.get("dataset") == "cvact" else None
+    if option == "alpha":
+        return value or (SOFT_TRIPLET_ALPHA if options.get("loss") == "soft-triplet" else WBL_ALPHA)
     if option == "regions":
         return value or (1 if options.get("pool") == "gap" else 4)
     return list(value) if isinstance(value, tuple) else None if value is False else value

@@ -34,7 +34,7 @@ class Descriptors:
     """Descriptors of `rows` images, held as they are; rows are normalised on demand, in float64.
 
     Args:
-        sets: (rows, dim) arrays or tensors, one for each way the images are seen. The largest similarity counts.
+        sets: (rows, dim) arrays or tensors, one for each version of the images. The largest similarity counts.
         regions: equal parts of a descriptor; each set is used in its circular shifts by whole parts.
         name: in error messages.  device: where they are compared.
 
@@ -43,7 +43,7 @@ class Descriptors:
     """
 
     def __init__(self, sets, regions, name, device):
-        self.sets, self.device, self.regions, self.ways = sets, device, regions, len(sets) * regions
+        self.sets, self.device, self.regions, self.versions = sets, device, regions, len(sets) * regions
         self.inverse_norms = [self._check(data, name) for data in sets]
         self.rows, self.dim = sets[0].shape
         if self.dim % regions:
@@ -68,8 +68,8 @@ class Descriptors:
         units = (self._read(data, rows) / norm[rows, None] for rows in parts)
         if len(data) > 1 and all((unit - first).abs().max() < COLLAPSED for unit in units):
             raise CollapsedError(
-                f"{name} have collapsed: all {len(data)} are equal to within {COLLAPSED:g}; such a set would score "
-                "100 % and is refused"
+                f"{name} have collapsed: all {len(data)} are equal to within {COLLAPSED:g}; a strict comparison "
+                "would score them 100 %"
             )
         return 1 / norm
 
@@ -81,22 +81,22 @@ class Descriptors:
         return torch.from_numpy(data[rows].astype(np.float64)).to(self.device)
 
     def units(self, rows):
-        """L2-normalised rows (a slice, or indices on the device) in float64, one way after the other."""
+        """L2-normalised rows (a slice, or indices on the device) in float64, one version after the other."""
         for data, inverse_norm in zip(self.sets, self.inverse_norms, strict=True):
             unit = self._read(data, rows) * inverse_norm[rows, None]
             for turn in range(self.regions):
                 yield unit.roll(turn * self.dim // self.regions, dims=1) if turn else unit
 
     def rounded(self, rows, dtype):
-        """L2-normalised rows (a slice) in `dtype`, one entry per way, and their largest distance from `units`."""
+        """L2-normalised rows (a slice) in `dtype`, one entry per version, and their largest distance from `units`."""
         shape = (rows.stop - rows.start, self.dim)
-        ways = [torch.empty(shape, dtype=dtype, device=self.device) for _ in range(self.ways)]
+        versions = [torch.empty(shape, dtype=dtype, device=self.device) for _ in range(self.versions)]
         error = torch.zeros((), dtype=torch.float64, device=self.device)
         for part in slices(rows.stop, PIECE, rows.start):
-            for way, unit in zip(ways, self.units(part), strict=True):
-                own = way[part.start - rows.start : part.stop - rows.start].copy_(unit)
+            for version, unit in zip(versions, self.units(part), strict=True):
+                own = version[part.start - rows.start : part.stop - rows.start].copy_(unit)
                 error = torch.maximum(error, (unit - own).norm(dim=1).max())
-        return ways, float(error)
+        return versions, float(error)
 
     def similarity(self, r, i, j):
         """(n,) float64 cosine similarities of rows i with rows j of r, (n,) indices on the device."""
@@ -133,7 +133,7 @@ def compare(q, r, thresholds, first=0, nearest=0, chunk=CHUNK):
     """Compare the similarities of queries and all gallery items with thresholds.
 
     Args:
-        q, r: `Descriptors` of queries and of M gallery items on one device; the gallery is seen in one way.
+        q, r: `Descriptors` of queries and of M gallery items on one device; the gallery has one version.
         thresholds: (T, n) float64 similarities for queries first .. first + n.
         nearest: length of the list of most similar items.  chunk: rows of either side compared at once.
 
@@ -147,7 +147,7 @@ def compare(q, r, thresholds, first=0, nearest=0, chunk=CHUNK):
     narrow = narrow_dtype(q.device)
     formats = [dtype for dtype in (narrow, torch.float32, torch.float64) if dtype]
     held = r.rounded(slice(0, r.rows), narrow) if narrow and 2 * r.rows * r.dim <= HELD_BYTES else None
-    for rows in slices(thresholds.shape[1], max(1, chunk // q.ways)):
+    for rows in slices(thresholds.shape[1], max(1, chunk // q.versions)):
         queries, targets = slice(first + rows.start, first + rows.stop), thresholds[:, rows, None]
         wider = iter(formats)
         own = q.rounded(queries, dtype := next(wider))
@@ -191,18 +191,18 @@ def _first_items(i, item, similarity, length, tie):
     return item[order][start[:, None] + np.arange(length)]
 
 
-def _multiply(ways, error, other, other_error):
-    """(n, m) similarities in float32 or float64, the largest over the ways of a query, and a bound on their error.
+def _multiply(versions, error, other, other_error):
+    """(n, m) similarities in float32 or float64, the largest over the versions of a query, and a bound on their error.
 
     |q.r - q'.r'| <= |q - q'| |r| + |q'| |r - r'|, then the rounding of sums (matrix units may truncate) and, in
     bfloat16, of the similarity itself.
     """
     block, dim = None, other.shape[1]
     depth = dim if other.dtype == torch.bfloat16 else DEPTH
-    for way in ways:
-        product = way[:, :depth] @ other[:, :depth].T
+    for version in versions:
+        product = version[:, :depth] @ other[:, :depth].T
         for start in range(depth, dim, depth):
-            product.addmm_(way[:, start : start + depth], other[:, start : start + depth].T)
+            product.addmm_(version[:, start : start + depth], other[:, start : start + depth].T)
         block = product if block is None else torch.maximum(block, product, out=block)
     error += (1 + error) * other_error
     if other.dtype == torch.bfloat16:

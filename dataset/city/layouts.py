@@ -106,7 +106,7 @@ def _open_folder(out, arguments):
                 made, asked = found.get(key), arguments.get(key)
                 raise UserError(
                     f"{out} holds a city made with {key} {made!r}, not {asked!r}; "
-                    "pass the same arguments to go on with it, or another --out"
+                    "pass the same arguments to continue it, or another --out"
                 )
         return
     if names:

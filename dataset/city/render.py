@@ -124,7 +124,7 @@ def render_all(root, shots, cell, jobs):
                     for future in done:
                         future.result()
             except BrokenProcessPool:
-                message = "a process was killed, most likely for lack of memory; the same command with --jobs 1 goes on"
+                message = "a process was killed, most likely for lack of memory; continue with --jobs 1"
                 raise UserError(message) from None
             except BaseException:
                 stop.set()
