@@ -28,10 +28,12 @@ from utils.evaluation import evaluate, evaluated_views, precision, record
 from utils.graphs import Recorded
 from utils.loading import Feed
 from utils.logging import log_setup, log_traceback, log_training, progress_bar, start_logging, stop_logging
-from utils.options import UserError, complete, explain, flag, handle_errors, options_of, recorded
+from utils.options import StoppedError, UserError, complete, explain, flag, handle_errors, options_of, recorded
+from utils.progress import EpochProgress
 from utils.ranking import CollapsedError
 from utils.run_files import RunFiles
 from utils.seeding import seed_process, set_kernels
+from utils.stopping import Stopping
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +51,8 @@ class Training:
     epoch: int = 0  # epochs done
     best: float = 0.0  # highest R@1
     line: dict | None = None  # what metrics.jsonl records of the last epoch
+    inside: dict | None = None  # the state within an epoch, in which a run was stopped
+    lists: dict | None = None  # fingerprints of the lists trained on and evaluated, by split
 
     @property
     def evaluated(self):
@@ -108,7 +112,7 @@ def run(source, notes, args, device):
     if args.fast_gpu and (reason := why_not_fast(model, device)):
         args.fast_gpu, notes = False, [*notes, f"--fast-gpu is not used: {reason}"]
     model.optimize(args.grad_checkpointing, args.compile, fast_gpu=args.fast_gpu and device.type == "cuda")
-    training = None if args.evaluate else prepare_training(args, model, datasets[0], device, state)
+    training = None if args.evaluate else prepare_training(args, model, datasets[0], device, state, lists)
     del state  # as large as model, moments and mining memory together
 
     # Mistakes in the call have ended the run by now; from here on files are written.
@@ -125,6 +129,8 @@ def run(source, notes, args, device):
             files.start_evaluation(recorded(args))
         log.info("weights %s, epoch %s", source, "unknown" if epoch is None else epoch)
         return evaluate_and_record(model, datasets, args, device, files, source, epoch)
+    except StoppedError:
+        raise
     except Exception as error:
         if explain(error) is None:
             log_traceback()
@@ -153,7 +159,7 @@ def why_not_fast(model, device):
     return None if works else reason or "Triton does not work in another process"
 
 
-def prepare_training(args, model, train_set, device, state):
+def prepare_training(args, model, train_set, device, state, lists):
     """The `Training` that `args` describe, restored from the checkpoint `state` if a run is resumed."""
     positions = train_set.positions if args.coordinate_mining else None
     if args.coordinate_mining and positions is None:
@@ -178,7 +184,7 @@ def prepare_training(args, model, train_set, device, state):
     ema = ModelEmaV3(model, args.ema, use_warmup=True, exclude_buffers=args.share) if args.ema else None
     if ema and args.compile:
         ema.module.optimize(compiled=True)
-    training = Training(model, sampler, criterion, build_optimizer(args, model, criterion), ema)
+    training = Training(model, sampler, criterion, build_optimizer(args, model, criterion), ema, lists=lists)
     training.epoch = args.start_epoch or 0
     if args.resume:
         restore(training, state, args)
@@ -201,6 +207,13 @@ def restore(training, state, args):
             raise UserError(
                 f"--resume {args.resume} is not a complete checkpoint: its {name} is damaged; pass another one"
             )
+    stored = state.get("lists") or {}
+    for split in stored.keys() & training.lists.keys():
+        if stored[split] != training.lists[split]:
+            raise UserError(
+                f"--resume {args.resume} was trained with another list of split {split}: {stored[split]}, here "
+                f"{training.lists[split]}; resume with the data it was trained on"
+            )
     training.optimizer.load_state_dict(state["optimizer"])
     training.sampler.load_state_dict(state["sampler"])
     training.criterion.load_state_dict(state.get("criterion", {}))
@@ -209,7 +222,7 @@ def restore(training, state, args):
         training.ema_steps = state.get("average_steps", 0)
     training.best = float(state["best_acc1"])
     if args.start_epoch is None:
-        training.epoch, training.line = state["epoch"], state.get("line")
+        training.epoch, training.line, training.inside = state["epoch"], state.get("line"), state.get("inside")
 
 
 def train(datasets, training, args, device, files):
@@ -217,7 +230,8 @@ def train(datasets, training, args, device, files):
     train_set, sampler = datasets[0], training.sampler
     log_training(args, sampler, train_set, tuple_pairs(training))
     if args.resume:
-        log.info("resumed %s after epoch %d, best R@1 %.2f", args.resume, training.epoch, training.best)
+        step = f", step {training.inside['step']} of the next" if training.inside else ""
+        log.info("resumed %s after epoch %d%s, best R@1 %.2f", args.resume, training.epoch, step, training.best)
     # The run ended after this epoch was saved and before its evaluation was recorded.
     unfinished = distributed.broadcast_object(training.line is not None and files.lacks_epoch(training.epoch))
     if training.epoch >= args.epochs and not unfinished:
@@ -228,19 +242,27 @@ def train(datasets, training, args, device, files):
     feed = Feed([train_set, *evaluated_views(*datasets[1:], args)], args, device)
     metrics = finish_epoch(datasets, training, args, device, files, feed) if unfinished else None
     network, gradients = prepare_steps(training, args, device)
-    for epoch in range(training.epoch, args.epochs):
-        train_set.set_epoch(epoch)
-        lr = set_learning_rate(training.optimizer, args, epoch)
-        plan_epoch(sampler, epoch)
-        training.line = {"epoch": epoch + 1, "lr": lr}
-        training.line |= train_one_epoch(network, gradients, feed, training, args, device, epoch)
-        if args.learn_temperature:
-            training.line["alpha"] = training.criterion.loss.alpha.item()
-        training.epoch = epoch + 1
-        if distributed.is_main():
-            save_training(files.checkpoint, training, args)
-        metrics = finish_epoch(datasets, training, args, device, files, feed) or metrics
-        distributed.barrier()
+    stopping = Stopping()
+    with stopping.heeding():
+        for epoch in range(training.epoch, args.epochs):
+            train_set.set_epoch(epoch)
+            lr = set_learning_rate(training.optimizer, args, epoch)
+            if training.inside:
+                sampler.continue_plan(training.inside["plan"], training.inside["counts"])
+            else:
+                plan_epoch(sampler, epoch)
+            line = {"epoch": epoch + 1, "lr": lr}
+            line |= train_one_epoch(network, gradients, feed, training, args, device, epoch, stopping, files)
+            if args.learn_temperature:
+                line["alpha"] = training.criterion.loss.alpha.item()
+            training.epoch, training.line = epoch + 1, line
+            if distributed.is_main():
+                save_training(files.checkpoint, training, args)
+            metrics = finish_epoch(datasets, training, args, device, files, feed) or metrics
+            distributed.barrier()
+            _, number = stopping.agreed()
+            if number and training.epoch < args.epochs:
+                raise StoppedError(number, f"continue with --resume {files.checkpoint}")
     return metrics
 
 
@@ -266,16 +288,21 @@ def prepare_steps(training, args, device):
     return network, gradients
 
 
-def train_one_epoch(network, gradients, feed, training, args, device, epoch):
-    """One pass over the planned batches. Returns loss, similarities and speed, averaged over processes."""
+def train_one_epoch(network, gradients, feed, training, args, device, epoch, stopping, files):
+    """One pass over the planned batches. Returns loss, similarities and speed, averaged over processes.
+
+    Raises:
+        StoppedError: after a signal, once the step is done and the checkpoint written.
+    """
     sampler, train_set = training.sampler, feed.datasets[0]
     network.train()
-    totals = torch.zeros(3, dtype=torch.float64, device=device)  # loss, positive and negative similarity
-    window, started, last = totals.clone(), time.perf_counter(), time.perf_counter()
-    lr, steps = training.optimizer.param_groups[0]["lr"], len(sampler)
-    batches = feed.batches(train_set, sampler)  # draws a random number of its own, before the epoch's seed
-    seed_process(args.seed, epoch, distributed.rank())
-    for step, (ground, aerial, index) in enumerate(progress_bar(batches, f"epoch {epoch + 1}", total=steps), start=1):
+    progress = EpochProgress.start(training.inside, device)
+    training.inside, started, last = None, time.perf_counter(), time.perf_counter()
+    lr, steps, first = training.optimizer.param_groups[0]["lr"], len(sampler), progress.step
+    batches = feed.batches(train_set, list(sampler)[first:])  # draws a random number of its own, before these are set
+    progress.set_random(args.seed, epoch)
+    saved = started
+    for ground, aerial, index in progress_bar(batches, f"epoch {epoch + 1}", total=steps - first):
         ground, aerial = train_set.to_device(ground, device), train_set.to_device(aerial, device)
         autocast = precision(args, device)
         values, q, k = train_step(network, training.criterion, training.optimizer, ground, aerial, autocast, gradients)
@@ -283,25 +310,37 @@ def train_one_epoch(network, gradients, feed, training, args, device, epoch):
         if training.ema:
             training.ema_steps += 1
             training.ema.update(training.model, training.ema_steps)
-        totals += values
-        window += values
+        progress.add(values)
+        step = progress.step
         if step % args.print_freq == 0 or step == steps:
             count = args.print_freq if step % args.print_freq == 0 else step % args.print_freq
-            loss, positive, negative = (window / count).tolist()  # the only synchronisation with the device
+            loss, positive, negative = (progress.window / count).tolist()  # the only synchronisation with the device
             if not math.isfinite(loss):
                 raise UserError(
                     f"the loss is {loss} in epoch {epoch + 1}, step {step}: the training has diverged; start a new one "
                     f"with --lr below {args.lr:g}, if possible from earlier weights (--weights PATH)"
                 )
-            speed = 2 * sampler.batch_size * count / (time.perf_counter() - last)
+            speed = 2 * sampler.batch_size * min(count, step - first) / (time.perf_counter() - last)
             log.info(
                 "epoch %d step %d/%d: loss %.4f, positive %.3f, negative %.3f, lr %.3g, %.1f images/s",
                 epoch + 1, step, steps, loss, positive, negative, lr, speed,
             )  # fmt: skip
-            window.zero_()
+            progress.window.zero_()
             last = time.perf_counter()
-    loss, positive, negative = distributed.mean_over_ranks((totals / steps).tolist())
-    seconds = time.perf_counter() - started
+        due = bool(args.checkpoint_steps) and step % args.checkpoint_steps == 0
+        if distributed.is_main() and args.checkpoint_minutes:
+            due = due or time.perf_counter() - saved > 60 * args.checkpoint_minutes
+        save, number = stopping.agreed(due)
+        if save and step < steps:  # else the epoch's end is saved next
+            inside = progress.state(sampler, time.perf_counter() - started)
+            if distributed.is_main():
+                save_training(files.checkpoint, training, args, inside)
+            distributed.barrier()
+            saved = time.perf_counter()
+            if number:
+                raise StoppedError(number, f"continue with --resume {files.checkpoint}")
+    loss, positive, negative = distributed.mean_over_ranks((progress.totals / steps).tolist())
+    seconds = progress.seconds + time.perf_counter() - started
     return {
         "loss": loss,
         "positive_similarity": positive,
@@ -395,8 +434,8 @@ def evaluate_and_record(model, datasets, args, device, files, weights, epoch, fe
     return metrics
 
 
-def save_training(path, training, args):
-    """Write the whole state, from which --resume continues as if never stopped."""
+def save_training(path, training, args, inside=None):
+    """Write the whole state, from which --resume continues as if never stopped; `inside` an epoch, if given."""
     average = {"online": training.model.state_dict(), "average_steps": training.ema_steps} if training.ema else {}
     save_checkpoint(
         path,
@@ -408,6 +447,8 @@ def save_training(path, training, args):
         criterion=training.criterion.state_dict(),
         args=run_record(args, training),
         line=training.line,
+        lists=training.lists,
+        **({"inside": inside} if inside else {}),
         **average,
     )
 

@@ -106,6 +106,10 @@ class MiningSampler(Sampler):
         self.epoch_plan, self.queue, self.counts = distributed.broadcast_object(made)
         return self.epoch_plan
 
+    def continue_plan(self, plan, counts):
+        """Take an epoch's plan from a checkpoint instead of laying it out."""
+        self.epoch_plan, self.counts = plan.numpy(), counts
+
     def update(self, indices, q, k):
         """Remember this process's descriptors: (share,) panorama indices, q and k (share, dim) of any float type."""
         if not self.mining:

@@ -14,7 +14,7 @@ from utils.options import UserError
 from utils.run_files import whole_file
 
 WHOLE = {"epoch", "state_dict", "best_acc1", "optimizer", "sampler"}  # what --resume requires
-ONLY_TO_RESUME = ("optimizer", "sampler", "criterion", "online", "average_steps", "line")
+ONLY_TO_RESUME = ("optimizer", "sampler", "criterion", "online", "average_steps", "line", "lists", "inside")
 # The release names its ConvNeXt's parts as Facebook's code does: pattern -> the name in timm.
 RELEASED_NAMES = (
     (r"^(\w+_net)\.downsample_layers\.0\.", r"\1.backbone.net.stem."),

@@ -18,10 +18,12 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from utils.options import UserError, explain
+from utils.options import StoppedError, UserError, explain
+from utils.stopping import forwarding, kill
 from utils.workers import cores, follow_parent, starting_workers
 
 TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")  # environment variables
+STOPPING = 60  # seconds from a signal until processes that still run are killed
 TOLD_AFTER, TOLD_AGAIN = 10, 60  # seconds of waiting for other processes before a line about it, and the next
 
 
@@ -75,19 +77,19 @@ def launch(function, args):
     with starting_workers():
         children = (function, args, url, node, nodes, answers)
         running = mp.spawn(_child, args=children, nprocs=args.processes_here, join=False)
-    try:
-        while not running.join():
-            pass
-    except (mp.ProcessExitedException, mp.ProcessRaisedException):
-        if answers.empty():  # else one process has reported the cause
-            raise
-    except KeyboardInterrupt:
-        for process in running.processes:
-            process.terminate()
-        raise
+    with forwarding(running.processes) as signals:
+        try:
+            while not running.join(timeout=1, grace_period=2):  # the rest ends within seconds after one has failed
+                if signals and time.monotonic() - signals[0][1] > STOPPING:
+                    kill(running.processes)
+        except (mp.ProcessExitedException, mp.ProcessRaisedException):
+            if answers.empty() and not signals:  # else one process has reported the cause
+                raise
     kind, value = answers.get() if not answers.empty() else ("result", None)
     if kind == "error":
         raise UserError(value)
+    if signals:
+        raise StoppedError(signals[0][0], value if kind == "stopped" else "nothing was saved since the last checkpoint")
     return value
 
 
@@ -147,6 +149,9 @@ def _child(local_rank, function, args, url, node, nodes, answers):
     rank = node * args.processes_here + local_rank
 
     def report(error):
+        if isinstance(error, StoppedError):
+            answers.put(("stopped", error.how))
+            sys.exit(0)
         if (sentence := explain(error)) is None:
             raise error
         answers.put(("error", sentence))
@@ -242,8 +247,7 @@ def agree(facts):
     if world_size() == 1:
         return
     facts = {"the version of PyTorch": torch.__version__, "the code": _code()} | facts
-    every = [None] * world_size()
-    dist.all_gather_object(every, facts)
+    every = gather_objects(facts)
     for other, theirs in enumerate(every[1:], start=1):
         for what in every[0].keys() | theirs.keys():
             first, value = every[0].get(what), theirs.get(what)
@@ -283,6 +287,14 @@ def broadcast_object(value):
     box = [value]
     dist.broadcast_object_list(box, src=0, device=_transport())
     return box[0]
+
+
+def gather_objects(value):
+    """The values of all ranks as a list, on every rank."""
+    every = [value] * world_size()
+    if world_size() > 1:
+        dist.all_gather_object(every, value)
+    return every
 
 
 def mean_over_ranks(values):

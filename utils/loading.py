@@ -4,6 +4,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from utils import distributed
 from utils.options import UserError
+from utils.stopping import ignore_in_loader
 
 
 class Feed:
@@ -27,6 +28,7 @@ class Feed:
             pin_memory=device.type == "cuda",
             persistent_workers=workers > 0,
             timeout=60 * self.minutes if workers else 0,
+            worker_init_fn=ignore_in_loader,
             collate_fn=self.datasets[0].collate,
         )
 

@@ -63,6 +63,14 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message} ({self.prog} -h explains the flags)\n")
 
 
+class StoppedError(Exception):
+    """A run was asked to stop by the signal `number` and has saved its state; `how` says how to continue."""
+
+    def __init__(self, number, how):
+        super().__init__(number, how)
+        self.number, self.how = number, how
+
+
 @contextmanager
 def handle_errors(program, interrupted="interrupted"):
     """Turn exceptions into exit codes: 2 after one sentence on what the user can correct, 130 after Ctrl-C.
@@ -77,6 +85,10 @@ def handle_errors(program, interrupted="interrupted"):
         yield
         if sys.stdout is not None:  # closed by `>&-`
             sys.stdout.flush()
+    except StoppedError as stop:
+        by = "interrupted" if stop.number == signal.SIGINT else f"stopped by {signal.Signals(stop.number).name}"
+        print(f"{program}: {by}; {stop.how}", file=sys.stderr)
+        raise SystemExit(128 + stop.number) from None
     except KeyboardInterrupt:
         print(f"{program}: {interrupted() if callable(interrupted) else interrupted}", file=sys.stderr)
         raise SystemExit(130) from None
@@ -291,9 +303,14 @@ def build_parser():
     add("machine", "--save_path", "--save-path", type=path, metavar="DIR",
         help="folder for the files of the run, created if missing (default: result_<dataset>)")
     add("machine", "--resume", type=path, metavar="PATH",
-        help="continue the training of this checkpoint.pth.tar with the options it was started with")
+        help="continue the training of this checkpoint.pth.tar with the options it was started with; auto: of the one "
+        "in --save_path if there is one, else start")
     add("recipe", "--epochs", default=200, type=natural, metavar="N",
         help="epochs in total; --resume accepts another number (default: 200)")
+    add("machine", "--checkpoint-steps", type=positive, metavar="N",
+        help="write the checkpoint after every N steps of an epoch as well")
+    add("machine", "--checkpoint-minutes", type=number, metavar="M",
+        help="write the checkpoint within an epoch as well, M minutes after the last one")
     add("machine", "--start-epoch", type=natural, metavar="N",
         help="number of the first epoch (default: 0; with --resume the checkpoint's)")
     add("recipe", "-b", "--batch-size", default=256, type=positive, metavar="N",
@@ -351,6 +368,13 @@ def parse_args(argv=None, program="train.py"):
     for action in parser._actions:
         action.default = argparse.SUPPRESS
     args.given = frozenset(vars(parser.parse_args(argv)))
+    restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT") or 0) > 0
+    if args.resume == Path("auto") or (restarted and args.resume is None and not args.evaluate):
+        args.resume = None  # the folder's name may follow from other options
+        check(args)
+        checkpoint = args.save_path / "checkpoint.pth.tar"
+        if checkpoint.is_file():
+            args.resume, args.weights = checkpoint, None
     try:
         if args.resume is None or args.evaluate or args.weights:  # else the checkpoint completes the options first
             check(args)

@@ -1,0 +1,59 @@
+"""How far an epoch has come."""
+
+from dataclasses import dataclass
+
+import torch
+
+from utils import distributed
+from utils.seeding import seed_process
+
+
+@dataclass
+class EpochProgress:
+    """How far an epoch has come: with the rest of a checkpoint, enough to continue it as if never stopped."""
+
+    step: int
+    seconds: float  # before a resume
+    totals: torch.Tensor  # (3,) float64 sums of loss, positive and negative similarity, of this process
+    window: torch.Tensor  # the same since the last log line
+    random: dict | None = None  # states of PyTorch's generators
+
+    @classmethod
+    def start(cls, inside, device):
+        """At the epoch's beginning, or where a checkpoint's `inside` says.
+
+        If the number of processes has changed, sums and random numbers of each process are not those of before.
+        """
+        zeros = torch.zeros(3, dtype=torch.float64, device=device)
+        if not inside:
+            return cls(0, 0.0, zeros, zeros.clone())
+        ranks = inside["ranks"]
+        own = ranks[distributed.rank()] if len(ranks) == distributed.world_size() else ranks[0] | {"random": None}
+        return cls(inside["step"], inside["seconds"], own["totals"].to(device), own["window"].to(device), own["random"])
+
+    def add(self, values):
+        self.step += 1
+        self.totals += values
+        self.window += values
+
+    def set_random(self, seed, epoch):
+        """The epoch's random numbers from its beginning, or those that come next."""
+        seed_process(seed, epoch, distributed.rank())
+        if self.random:
+            torch.set_rng_state(self.random["cpu"])
+            if "cuda" in self.random and torch.cuda.is_available():
+                torch.cuda.set_rng_state(self.random["cuda"])
+
+    def state(self, sampler, seconds):
+        """For the checkpoint; every process calls it."""
+        random = {"cpu": torch.get_rng_state()}
+        if self.totals.device.type == "cuda":
+            random["cuda"] = torch.cuda.get_rng_state()
+        own = {"totals": self.totals.cpu(), "window": self.window.cpu(), "random": random}
+        return {
+            "step": self.step,
+            "seconds": self.seconds + seconds,
+            "plan": torch.from_numpy(sampler.epoch_plan),
+            "counts": sampler.counts,
+            "ranks": distributed.gather_objects(own),
+        }
