@@ -8,6 +8,7 @@ if __name__ == "__main__":
 import logging
 import math
 import time
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 
@@ -239,11 +240,10 @@ def train(datasets, training, args, device, files):
         return None
     if distributed.is_main():
         files.start_training(run_record(args, training), training.epoch)
-    feed = Feed([train_set, *evaluated_views(*datasets[1:], args)], args, device)
-    metrics = finish_epoch(datasets, training, args, device, files, feed) if unfinished else None
     network, gradients = prepare_steps(training, args, device)
-    stopping = Stopping()
-    with stopping.heeding():
+    feed, stopping = Feed([train_set, *evaluated_views(*datasets[1:], args)], args, device), Stopping()
+    with closing(feed), stopping.heeding():
+        metrics = finish_epoch(datasets, training, args, device, files, feed) if unfinished else None
         for epoch in range(training.epoch, args.epochs):
             train_set.set_epoch(epoch)
             lr = set_learning_rate(training.optimizer, args, epoch)

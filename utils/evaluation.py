@@ -2,6 +2,7 @@
 
 import logging
 import time
+from contextlib import closing, nullcontext
 from functools import partial
 
 import torch
@@ -36,11 +37,11 @@ def evaluate(model, query, reference, args, device, feed=None):
     """
     model.eval()
     distributed.share_buffers(model)
-    feed = feed or Feed(evaluated_views(query, reference, args), args, device)
     angles, regions = search_angles(args)
-    *queries, reference = feed.datasets[-len(angles) - 1 :]
-    q = [extract(model.query_net, seen, args, device, "queries", feed) for seen in queries]
-    r = extract(model.reference_net, reference, args, device, "gallery", feed)
+    with nullcontext(feed) if feed else closing(Feed(evaluated_views(query, reference, args), args, device)) as feed:
+        *queries, reference = feed.datasets[-len(angles) - 1 :]
+        q = [extract(model.query_net, seen, args, device, "queries", feed) for seen in queries]
+        r = extract(model.reference_net, reference, args, device, "gallery", feed)
     return score(q, r, query, device, regions), (q[0].numpy(), r.numpy())
 
 

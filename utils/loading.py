@@ -45,6 +45,12 @@ class Feed:
         self._plan.batches = [[(number, int(index)) for index in batch] for batch in plan]
         return self._watched(iter(self._loader), dataset)
 
+    def close(self):
+        """End the loader processes. Python's own end would wait for them, and they for a signal that they ignore."""
+        iterator, self._loader = getattr(self._loader, "_iterator", None), None
+        if hasattr(iterator, "_shutdown_workers"):
+            iterator._shutdown_workers()
+
     def _watched(self, iterator, dataset):
         for batch in self._plan.batches:
             try:

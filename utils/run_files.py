@@ -4,7 +4,7 @@ import fcntl
 import json
 import os
 import shutil
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,16 @@ from utils.options import FULL_DISK, UserError
 DESCRIPTOR_FILES = ("grd_global_descriptor.npy", "sat_global_descriptor.npy")  # queries, gallery
 RUN_FILES = ("checkpoint.pth.tar", "model_best.pth.tar", "metrics.json", "metrics.jsonl", "args.json", "log.txt")
 PARTIAL = ".partial"  # ending of a file that is being written
+_LOCKS = set()  # descriptors of locked folders
+
+
+def _close_locks():
+    """In a forked process: a lock is held as long as a copy of its descriptor is open, also after its owner's death."""
+    while _LOCKS:
+        os.close(_LOCKS.pop())
+
+
+os.register_at_fork(after_in_child=_close_locks)
 
 
 @contextmanager
@@ -114,6 +124,7 @@ class RunFiles:
 
     def _keep_others_out(self):
         self._lock = os.open(self.folder, os.O_RDONLY)
+        _LOCKS.add(self._lock)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -127,8 +138,7 @@ class RunFiles:
     def close(self):
         """Let other trainings use the folder."""
         if self._lock is not None:
-            with suppress(OSError):
-                fcntl.flock(self._lock, fcntl.LOCK_UN)  # loader processes share the lock
+            _LOCKS.discard(self._lock)
             os.close(self._lock)
             self._lock = None
 

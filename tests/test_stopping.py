@@ -1,0 +1,184 @@
+"""Trainings that are stopped within an epoch, by a signal or a kill, and resumed."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import make_data
+import pytest
+import torch
+from make_data import ADAMW, ASAM, flags, history, record
+
+import train
+from scripts import kill_test
+from utils.checkpoint import load_checkpoint
+from utils.loading import Feed
+from utils.options import UserError
+from utils.run_files import RunFiles
+
+RELPOS = [
+    "--arch",
+    "test_vit_relpos",
+    "--dim",
+    "384",
+    "--ema",
+    "0.9",
+    "--augment",
+    "--epochs",
+    "3",
+    "-b",
+    "4",
+]  # it has dropout
+
+
+def numbers(out):
+    return [{k: v for k, v in line.items() if k not in ("seconds", "images_per_second")} for line in history(out)]
+
+
+@pytest.fixture
+def stopped(monkeypatch):
+    """stopped(step, number, arguments): run train.main, the process sent a signal in that step; the exit code."""
+
+    def run(step, number, arguments):
+        count, train_step = [], train.train_step
+
+        def step_and_signal(*args):
+            count.append(1)
+            if len(count) == step:
+                os.kill(os.getpid(), number)
+            return train_step(*args)
+
+        with monkeypatch.context() as patch, pytest.raises(SystemExit) as stop:
+            patch.setattr(train, "train_step", step_and_signal)
+            train.main(arguments)
+        assert len(count) == step  # the step was finished, and no other begun
+        return stop.value.code
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "told"),
+    [
+        (signal.SIGTERM, 143, "stopped by SIGTERM; continue with --resume"),
+        (signal.SIGUSR1, 138, "stopped by SIGUSR1; continue with --resume"),
+        (signal.SIGINT, 130, "interrupted; continue with --resume"),
+    ],
+)
+def test_a_signal_ends_a_training_after_its_step_and_resuming_continues_as_if_never_stopped(
+    roots, tmp_path, capsys, stopped, number, code, told
+):
+    handler = signal.getsignal(number)
+    train.main(flags(roots["cvusa"], tmp_path / "whole", *ASAM, *RELPOS))
+    parts = flags(roots["cvusa"], tmp_path / "parts", *ASAM, *RELPOS, "--resume", "auto", "--print-freq", "2")
+    assert stopped(14, number, parts) == code  # in the second epoch
+    checkpoint = tmp_path / "parts" / "checkpoint.pth.tar"
+    assert f"train.py: {told} {checkpoint}" in capsys.readouterr().err and signal.getsignal(number) == handler
+    state = load_checkpoint(checkpoint)
+    assert (state["epoch"], state["inside"]["step"]) == (1, 4)
+    assert stopped(2, number, parts) == code  # and again
+    train.main(parts)
+    a, b = (load_checkpoint(tmp_path / name / "checkpoint.pth.tar") for name in ("whole", "parts"))
+    for key in ("state_dict", "online"):
+        assert all(torch.equal(a[key][name], b[key][name]) for name in a[key])
+    assert numbers(tmp_path / "parts") == numbers(tmp_path / "whole") and "inside" not in b
+    assert "after epoch 1, step 4 of the next" in (tmp_path / "parts" / "log.txt").read_text()
+
+
+@pytest.mark.parametrize("nprocs", [1, 2])
+def test_a_training_that_is_killed_at_any_moment_ends_as_if_never_stopped(tmp_path, nprocs, capsys):
+    kill_test.run(2, nprocs, 6, random.randrange(1000), tmp_path)
+    assert "equal, bit for bit" in capsys.readouterr().out
+
+
+def test_differences_are_found(tmp_path, roots):
+    for name, seed in (("a", "1"), ("b", "2")):
+        train.main(flags(roots["cvusa"], tmp_path / name, *ASAM, "--ema", "0.9", "--epochs", "1", "--seed", seed))
+    found = kill_test.differences(tmp_path / "a", tmp_path / "b")
+    assert "epoch 1 of metrics.jsonl" in found and sum(name.startswith("state_dict") for name in found) > 50
+
+
+def test_checkpoints_within_an_epoch_by_steps_and_by_minutes(roots, tmp_path, monkeypatch):
+    saved, save = [], train.save_training
+    monkeypatch.setattr(train, "save_training", lambda *args: (saved.append(args[3:]), save(*args)))
+    train.main(flags(roots["cvusa"], tmp_path / "steps", *ADAMW, "-b", "3", "--epochs", "1", "--checkpoint-steps", "2"))
+    assert [inside[0]["step"] for inside in saved if inside] == [2, 4, 6, 8, 10, 12]
+    saved.clear()
+    more = ["-b", "3", "--epochs", "1", "--checkpoint-minutes", "0.0000001"]
+    train.main(flags(roots["cvusa"], tmp_path / "minutes", *ADAMW, *more))
+    assert [inside[0]["step"] for inside in saved if inside] == list(range(1, 13))
+
+
+def test_resume_auto_starts_or_continues_and_nothing_left_moves_nothing(roots, tmp_path):
+    run = flags(roots["cvusa"], tmp_path, *ADAMW, "--resume", "auto")
+    train.main([*run, "--epochs", "1"])
+    train.main([*run, "--epochs", "2"])
+    assert [line["epoch"] for line in history(tmp_path)] == [1, 2]
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.name != "log.txt"}
+    assert train.main([*run, "--epochs", "2"]) is None
+    assert before == {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.name != "log.txt"}
+
+
+def test_a_worker_that_torchrun_starts_again_continues(roots, tmp_path, monkeypatch):
+    run = flags(roots["cvusa"], tmp_path, *ADAMW)
+    train.main([*run, "--epochs", "1"])
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    train.main([*run, "--epochs", "2"])
+    assert [line["epoch"] for line in history(tmp_path)] == [1, 2] and record(tmp_path)["epoch"] == 2
+
+
+def test_other_lists_are_refused_on_resume(roots, tmp_path, refused):
+    run = flags(roots["cvusa"], tmp_path / "r", *ADAMW)
+    train.main([*run, "--epochs", "1"])
+    again = ["--epochs", "2", "--resume", tmp_path / "r" / "checkpoint.pth.tar"]
+    for split in ("train", "val"):
+        other = Path(make_data.WRITERS["cvusa"](tmp_path / split))
+        path = other / "splits" / f"{split}-19zl.csv"
+        path.write_text("".join(reversed(path.read_text().splitlines(keepends=True))))
+        error = refused(train.main, *flags(other, tmp_path / "r", *ADAMW), *again)
+        assert f"was trained with another list of split {split}: " in error
+    moved = make_data.WRITERS["cvusa"](tmp_path / "moved")  # the same lists in another folder
+    assert train.main([str(a) for a in (*flags(moved, tmp_path / "r", *ADAMW), *again)]) is not None
+
+
+def test_a_lock_ends_with_the_process_that_holds_it(tmp_path):
+    """Its forked children, such as loader processes, may live for seconds more."""
+    files = RunFiles(tmp_path)
+    files.open(training=True)
+    child = os.fork()
+    if child == 0:
+        time.sleep(60)
+        os._exit(0)
+    os.close(files._lock)  # as the kernel does when this process is killed
+    code = f"from utils.run_files import RunFiles; RunFiles({str(tmp_path)!r}).open(training=True)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=Path(train.__file__).parent, capture_output=True, text=True)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    files._lock = None
+    assert done.returncode == 0, done.stderr
+
+
+class Stuck(torch.utils.data.Dataset):
+    """Its second image never comes."""
+
+    collate = staticmethod(lambda samples: torch.tensor(samples))
+
+    def __getitem__(self, index):
+        if index == 1:
+            time.sleep(60)
+        return index
+
+    def files_of(self, index):
+        return [f"/disk/{index}.jpg"]
+
+
+def test_a_loader_that_waits_too_long_names_the_file():
+    data, args = Stuck(), type("Args", (), {"workers": 1, "timeout": 0.02})
+    batches = Feed([data], args, torch.device("cpu")).batches(data, [[0], [1]])
+    assert next(batches).tolist() == [0]
+    with pytest.raises(UserError, match=r"loader processes for 0.02 minutes .*/disk/1.jpg"):
+        next(batches)
