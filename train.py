@@ -21,6 +21,7 @@ from criterion.sam import SAM, frozen_statistics
 from criterion.tuples import TupleLoss
 from dataset.build import LAYOUTS, build_datasets
 from dataset.sampler import MiningSampler
+from model.convnext import FoldedBlock
 from model.depthwise import triton_fails
 from model.frgeo import FRGeo, build_model
 from utils import distributed
@@ -110,6 +111,9 @@ def run(source, notes, args, device):
     model = build_model(args, pretrained=pretrained if state is None and distributed.is_main() else False)
     epoch = stored_epoch(load_weights(model, state)) if state else None
     model.to(device, memory_format=torch.channels_last)
+    if args.fast_gpu is None:  # what has been measured on a GPU
+        known = any(isinstance(module, FoldedBlock) for module in model.modules()) and not args.deterministic
+        args.fast_gpu = known and device.type == "cuda" and distributed.world_size() == 1
     if args.fast_gpu and (reason := why_not_fast(model, device)):
         args.fast_gpu, notes = False, [*notes, f"--fast-gpu is not used: {reason}"]
     model.optimize(args.grad_checkpointing, args.compile, fast_gpu=args.fast_gpu and device.type == "cuda")

@@ -201,14 +201,14 @@ def profile(rows, function, device, taken, name):
         synchronize(device)
     kinds = dict.fromkeys([*KERNELS, "the rest"], 0.0)
     events = [(event.key, event.self_device_time_total / 2e3) for event in trace.key_averages()]
-    for name, milliseconds in events:
-        kind = next((kind for kind, parts in KERNELS.items() if any(part in name for part in parts)), "the rest")
+    for kernel, milliseconds in events:
+        kind = next((kind for kind, parts in KERNELS.items() if any(part in kernel for part in parts)), "the rest")
         kinds[kind] += milliseconds
     kinds["idle"] = max(0.0, taken - sum(kinds.values()))
     for kind, milliseconds in kinds.items():
         rows.add(f"of that, {kind}", milliseconds, "ms", name)
     top = sorted(events, key=lambda event: -event[1])[:40]
-    rows.series[f"kernels, {name}"] = [(name[:160], round(milliseconds, 3)) for name, milliseconds in top]
+    rows.series[f"kernels, {name}"] = [(kernel[:160], round(milliseconds, 3)) for kernel, milliseconds in top]
 
 
 def search(rows, device, toy, folder, seconds):
@@ -283,7 +283,7 @@ def linked(city, folder, count):
 
 
 def common(device, root, out, cache, toy):
-    how = "-j 8 --amp bf16 --fast-gpu"
+    how = "-j 8 --amp bf16"
     if toy:
         how = "--ground-size 32 128 --aerial-size 64 64 --arch test_convnext -j 1"
     return [
@@ -362,8 +362,9 @@ def train_city(rows, device, toy, folder, seconds):
     city = folder / "city"
     make_city(city, toy)
     began = time.time()
-    spent = {"planning": 0.0, "evaluation": 0.0, "checkpoints": 0.0}
     marks, first = [], []
+    rows.series["R@1 over time"] = marks
+    spent = {"planning": 0.0, "evaluation": 0.0, "checkpoints": 0.0}
 
     def timed(name, function):
         def call(*args, **kwargs):
@@ -373,6 +374,7 @@ def train_city(rows, device, toy, folder, seconds):
             spent[name] += time.time() - started
             if name == "evaluation":
                 marks.append((time.time() - began, (result or {}).get("R@1", 0.0)))
+                rows.add("R@1 so far", marks[-1][1], "%", f"after {marks[-1][0]:.0f} s")
             return result
 
         return call
@@ -391,7 +393,7 @@ def train_city(rows, device, toy, folder, seconds):
     train.plan_epoch, train.train_step = timed("planning", train.plan_epoch), stepped
     train.evaluate_and_record = timed("evaluation", train.evaluate_and_record)
     train.save_training = timed("checkpoints", train.save_training)
-    batch, epochs = (4, 2) if toy else (64, max(4, int(seconds / 5)))
+    batch, epochs = (4, 2) if toy else (64, max(4, int(seconds / 8)))
     recipe = ["--op", "adamw", "--cos", "--mining", "--augment", "--batch-size", str(batch), "--epochs", str(epochs)]
     every = ["--eval-every", "1" if toy else "3"]
     try:
@@ -411,8 +413,6 @@ def train_city(rows, device, toy, folder, seconds):
     rows.add("images per second, in all epochs", 2 * batch * count / in_epochs)
     for name, value in shares.items():
         rows.add(f"of the training's time: {name}", 100 * value / total, "%", f"{value:.1f} s")
-    rows.series["R@1 over time"] = marks
-    rows.series["card"] = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
     rows.save()
 
 

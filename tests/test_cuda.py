@@ -115,8 +115,10 @@ SHAPES = [(2, 32, 4, 8), (3, 40, 5, 7), (2, 16, 2, 6), (1, 8, 1, 1), (5, 32, 9, 
 
 def check_kernels(device, shapes=SHAPES):
     """Results and gradients of the kernels against float64, by shape and format."""
+    from model import depthwise_gpu
     from model.depthwise_gpu import depthwise
 
+    depthwise_gpu.PROGRAMS = 6  # so few that each sums several images
     for n, c, h, w in shapes:
         for kind in (torch.float32, torch.bfloat16):
             x = numbers(n, c, h, w).to(device, memory_format=torch.channels_last).requires_grad_()
@@ -147,7 +149,7 @@ def test_kernels_in_tritons_interpreter():
 
 @needs_gpu
 def test_kernels_on_the_gpu():
-    check_kernels(GPU, [*SHAPES, (37, 96, 32, 128), (4, 768, 8, 8)])
+    check_kernels(GPU, [*SHAPES, (5, 96, 16, 64), (2, 768, 8, 8)])
 
 
 def test_without_triton_or_with_batch_norms_the_plain_ways_are_used(roots, tmp_path, monkeypatch):

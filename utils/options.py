@@ -335,9 +335,9 @@ def build_parser():
         "(default: PyTorch's, convolutions only)")
     add("machine", "--compile", action="store_true",
         help="compile the encoders with torch.compile: a slower start, then faster steps")
-    add("machine", "--fast-gpu", action=argparse.BooleanOptionalAction, default=False,
+    add("machine", "--fast-gpu", action=argparse.BooleanOptionalAction,
         help="on a GPU: run steps as CUDA graphs, depthwise convolutions in Triton, and ConvNeXt's blocks in fewer "
-        "passes over memory (default: no)")
+        "passes over memory (default: for a ConvNeXt in one process, without --deterministic)")
     add("machine", "--grad-checkpointing", action="store_true", help="recompute activations in the backward pass: less "
         "memory, about a third more time, the same gradients")
     add("machine", "--gpu", type=natural, metavar="N", help="same as --device cuda:N")
