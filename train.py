@@ -9,7 +9,7 @@ import logging
 import math
 import time
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -55,6 +55,7 @@ class Training:
     line: dict | None = None  # what metrics.jsonl records of the last epoch
     inside: dict | None = None  # the state within an epoch, in which a run was stopped
     lists: dict | None = None  # fingerprints of the lists trained on and evaluated, by split
+    notes: list = field(default_factory=list)  # sentences on what a resumed run does otherwise than before
 
     @property
     def evaluated(self):
@@ -213,6 +214,11 @@ def restore(training, state, args):
                 f"--resume {args.resume} is not a complete checkpoint: its {name} is damaged; pass another one"
             )
     stored = state.get("lists") or {}
+    if not stored:
+        training.notes.append("the checkpoint does not store which lists it was trained on; they are not compared")
+    before, now = stored_args(state).get("effective_tuple"), tuple_pairs(training)
+    if before not in (None, now):
+        training.notes.append(f"a loss compares {now} pairs, before it was {before}: the number of processes differs")
     for split in stored.keys() & training.lists.keys():
         if stored[split] != training.lists[split]:
             raise UserError(
@@ -237,6 +243,8 @@ def train(datasets, training, args, device, files):
     if args.resume:
         step = f", step {training.inside['step']} of the next" if training.inside else ""
         log.info("resumed %s after epoch %d%s, best R@1 %.2f", args.resume, training.epoch, step, training.best)
+        for sentence in training.notes if distributed.is_main() else ():
+            log.warning(sentence)
     # The run ended after this epoch was saved and before its evaluation was recorded.
     unfinished = distributed.broadcast_object(training.line is not None and files.lacks_epoch(training.epoch))
     if training.epoch >= args.epochs and not unfinished:

@@ -355,7 +355,6 @@ def loader_speed(flags, batch, device):
 
 
 def train_city(rows, device, toy, folder, seconds):
-    import torch
 
     import train
 

@@ -145,6 +145,20 @@ def test_other_lists_are_refused_on_resume(roots, tmp_path, refused):
     assert train.main([str(a) for a in (*flags(moved, tmp_path / "r", *ADAMW), *again)]) is not None
 
 
+def test_what_a_resumed_run_does_otherwise_is_told(roots, tmp_path):
+    run = [*flags(roots["cvusa"], tmp_path, *ADAMW), "--resume", "auto"]
+    train.main([*run, "--epochs", "1"])
+    path = tmp_path / "checkpoint.pth.tar"
+    state = load_checkpoint(path)
+    torch.save({key: value for key, value in state.items() if key != "lists"}, tmp_path / "other")
+    (tmp_path / "other").replace(path)  # not over the file, from which the tensors are mapped
+    two = ["--multiprocessing-distributed", "--nprocs", "2"]
+    train.main([*run, *two, "--epochs", "2"])
+    log = (tmp_path / "log.txt").read_text()
+    assert "a loss compares 4 pairs, before it was 8: the number of processes differs" in log
+    assert "the checkpoint does not store which lists it was trained on; they are not compared" in log
+
+
 def test_a_lock_ends_with_the_process_that_holds_it(tmp_path):
     """Its forked children, such as loader processes, may live for seconds more."""
     files = RunFiles(tmp_path)
