@@ -27,6 +27,8 @@ def arrange(table, out):
         UserError: the table or an image cannot be read, or `out` cannot be written.
     """
     table, out, lines = Path(table), Path(out), []
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} exists and is not an empty folder; pass another one, nothing is overwritten")
     try:
         with open(table, newline="", encoding="utf-8") as file:
             rows = [row for row in csv.reader(file) if row]

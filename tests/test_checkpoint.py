@@ -136,3 +136,13 @@ def test_a_kill_while_writing_leaves_the_last_file_whole(tmp_path, monkeypatch):
         save_checkpoint(path, epoch=2, state_dict={"w": torch.zeros(3)})
     assert load_checkpoint(path)["epoch"] == 1
     assert [p.name for p in tmp_path.iterdir()] == [path.name]  # half a file would fill the disk further
+
+
+def test_two_encoders_are_not_loaded_into_a_shared_one(tmp_path):
+    options = {"arch": "test_convnext", "ground_size": (32, 128), "aerial_size": (64, 64)}
+    save_checkpoint(tmp_path / "two.pth", state_dict=FRGeo(**options).state_dict())
+    with pytest.raises(UserError, match=r"two encoders with weights of their own .*omit --share"):
+        load_weights(FRGeo(**options, share=True), tmp_path / "two.pth")
+    shared = FRGeo(**options, share=True)
+    save_checkpoint(tmp_path / "one.pth", state_dict=shared.state_dict())
+    load_weights(FRGeo(**options, share=True), tmp_path / "one.pth")

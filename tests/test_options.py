@@ -61,6 +61,15 @@ MISTAKES = {
     "--data-root " + "x" * 300: "too long",
     "--resume " + "x" * 300: "too long",
     "--save_path file/run": "cannot be written to",
+    "--rho 0.1 --op adamw": "--rho requires --op sam, not adamw",
+    "--momentum 0.5 --op adam": "--momentum requires --op sgd, not adam",
+    "--pretrained imagenet --weights w.pth": "--pretrained and --weights cannot be combined",
+    "--timeout 0": "--timeout is 0",
+    "--save_path=": "it is empty",
+    "--pretrained=": "it is empty",
+    "--resume=": "it is empty",
+    "--cache a\0b": "holds characters that no path can have",
+    "--data-root=~nobody-here/x": "home of an unknown user",
 }
 
 

@@ -84,7 +84,10 @@ def test_arranged_pairs_are_in_both_splits(tmp_path, capsys, refused):
         assert line == "bingmap/19/0000001.png,streetview/panos/0000001.jpg,\n"
     for content, words in (("a.PNG\n", "row 1 holds 'a.PNG'"), ("a.PNG,no.jpg\n", "no.jpg")):
         (tmp_path / "data.csv").write_text(content)
-        assert words in refused(arrange_pairs.main, tmp_path / "data.csv", tmp_path / "out")
+        assert words in refused(arrange_pairs.main, tmp_path / "data.csv", tmp_path / "new")
+        shutil.rmtree(tmp_path / "new", ignore_errors=True)
+    assert "is not an empty folder" in refused(arrange_pairs.main, tmp_path / "data.csv", tmp_path / "out")
+    assert (tmp_path / "out" / "splits" / "train-19zl.csv").read_text() == line
 
 
 # report.py

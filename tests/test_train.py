@@ -123,7 +123,7 @@ def test_options_work_together_on_own_pairs(roots, tmp_path, more):
 def test_training_can_start_from_weights_and_evaluate_what_they_hold(roots, tmp_path):
     train.main([*flags(roots["cvusa"], tmp_path / "a"), *ADAMW, "--epochs", "1"])
     best = tmp_path / "a" / "model_best.pth.tar"
-    still = ["--op", "sgd", "--lr", "0", "--epochs", "1", "-b", "8", "--weights", str(best), "--pretrained", "imagenet"]
+    still = ["--op", "sgd", "--lr", "0", "--epochs", "1", "-b", "8", "--weights", str(best)]
     metrics = train.main([*flags(roots["cvusa"], tmp_path / "b"), *still])
     assert equal(weights(best), weights(tmp_path / "b" / "checkpoint.pth.tar"))
     assert record(tmp_path / "a") == record(tmp_path / "a") | metrics

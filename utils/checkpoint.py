@@ -90,6 +90,11 @@ def load_weights(model, path):
             f"{name} does not fit this model: {misfits}; pass the --arch, --pool and --share that it was trained "
             f"with{trained}"
         )
+    own = model.state_dict()
+    for key in [key for key in own if key.startswith("query_net.")]:
+        other = key.replace("query_net.", "reference_net.", 1)
+        if own[key].data_ptr() == own[other].data_ptr() and not torch.equal(weights[key], weights[other]):
+            raise UserError(f"{name} holds two encoders with weights of their own ({key} differs); omit --share")
     model.load_state_dict(weights)
     return {k: v for k, v in state.items() if k not in ("state_dict", *ONLY_TO_RESUME)} if "state_dict" in state else {}
 

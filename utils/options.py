@@ -182,10 +182,19 @@ def number(text):
 
 def path(text):
     """A flag's file or folder; `~` is the user's home, also where the shell does not expand it (`--flag=~/x`)."""
+    if not nonempty(text).isprintable():
+        raise argparse.ArgumentTypeError(f"{text!r} holds characters that no path can have")
     try:
         return Path(text).expanduser()
     except RuntimeError:
         raise argparse.ArgumentTypeError(f"{text!r} is in the home of an unknown user") from None
+
+
+def nonempty(text):
+    """A flag's text; an empty one is what a shell makes of a variable that is not set."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("it is empty; pass a value or omit the flag")
+    return text
 
 
 @cache
@@ -249,8 +258,8 @@ def build_parser():
     add("model", "--share", action="store_true", default=None, help="use one set of encoder weights for both views")
     add("machine", "--dim", type=positive, metavar="N", help="length of a descriptor, checked against the network "
         "(default: the network's own; 3072 for ConvNeXt-T)")
-    add("recipe", "--pretrained", default="imagenet", metavar="WHAT", help="weights that training starts from: "
-        "imagenet, none, or a file with timm's or Facebook's key names (default: imagenet)")
+    add("recipe", "--pretrained", default="imagenet", type=nonempty, metavar="WHAT", help="weights that training "
+        "starts from: imagenet, none, or a file with timm's or Facebook's key names (default: imagenet)")
     add("machine", "--weights", type=path, metavar="PATH", help="checkpoint of this project or of the published "
         "release to evaluate, or to start training from (default with -e: model_best.pth.tar, else checkpoint.pth.tar, "
         "in --save_path)")
@@ -394,7 +403,7 @@ def check(args):
     args.data_root = args.data_root or (Path(os.environ[DATA_VARIABLE]) if os.environ.get(DATA_VARIABLE) else None)
     if args.save_path is None:
         args.save_path = Path(f"result_{run_name(args)}")
-    nodes, loss = max(1, args.world_size), args.loss
+    nodes, loss, given = max(1, args.world_size), args.loss, getattr(args, "given", ())
     start = args.alpha if args.learn_temperature and args.alpha is not None else 1
     for wrong, sentence in (
         (args.data_root is None, f"no data: pass --data-root DIR or set {DATA_VARIABLE} to the {args.dataset} folder"),
@@ -403,6 +412,10 @@ def check(args):
         (args.search_north and args.fov % 360,
          f"--search-north turns complete panoramas and cannot be combined with --fov {args.fov}; omit one of them"),
         (args.asam and args.op != "sam", f"--asam requires --op sam, not {args.op}; pass --op sam or omit --asam"),
+        ("rho" in given and args.op != "sam", f"--rho requires --op sam, not {args.op}; omit it"),
+        ("momentum" in given and args.op != "sgd", f"--momentum requires --op sgd, not {args.op}; omit it"),
+        ("pretrained" in given and args.pretrained != "none" and args.weights,
+         "--pretrained and --weights cannot be combined: both name the weights to start from; omit one of them"),
         (args.label_smoothing and loss != "wbl", f"--label-smoothing requires --loss wbl, not {loss}; omit it"),
         (args.learn_temperature and loss != "wbl", f"--learn-temperature requires --loss wbl, not {loss}; omit it"),
         (not 0 < start <= 100, f"--learn-temperature cannot start from --alpha {start:g}; expected above 0, up to 100"),
