@@ -28,7 +28,7 @@ from utils.options import Parser, UserError, handle_errors, natural, positive
 
 TRAIN = Path(__file__).resolve().parents[1] / "train.py"
 RECIPE = (
-    "--dataset cvusa --arch test_vit_relpos --pretrained none --ground-size 32 128 --aerial-size 64 64 --device cpu "
+    "--dataset cvusa --pretrained none --ground-size 32 128 --aerial-size 64 64 --device cpu "
     "--op sam --asam --rho 0.5 --lr 0.001 --cos --batch-size 4 --mining --augment --ema 0.9 --learn-temperature "
     "--eval-every 3 --print-freq 1 --seed 1 --checkpoint-steps 3 -j 1"
 )
@@ -37,7 +37,10 @@ RECIPE = (
 def command(data, out, epochs, nprocs):
     """The training's command; started again, it continues."""
     processes = ["--multiprocessing-distributed", "--nprocs", str(nprocs)] if nprocs > 1 else []
-    own = ["--data-root", data, "--save_path", out, "--epochs", epochs, "--resume", "auto"]
+    import timm
+
+    arch = "test_vit_relpos" if timm.is_model("test_vit_relpos") else "test_vit"  # the former has dropout
+    own = ["--arch", arch, "--data-root", data, "--save_path", out, "--epochs", epochs, "--resume", "auto"]
     return [sys.executable, str(TRAIN), *RECIPE.split(), *map(str, own), *processes]
 
 
