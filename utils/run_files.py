@@ -4,7 +4,7 @@ import fcntl
 import json
 import os
 import shutil
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,8 @@ _LOCKS = set()  # descriptors of locked folders
 def _close_locks():
     """In a forked process: a lock is held as long as a copy of its descriptor is open, also after its owner's death."""
     while _LOCKS:
-        os.close(_LOCKS.pop())
+        with suppress(OSError):
+            os.close(_LOCKS.pop())
 
 
 os.register_at_fork(after_in_child=_close_locks)
