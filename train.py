@@ -108,7 +108,7 @@ def run(source, notes, args, device):
     seed_process(args.seed)
     state = load_checkpoint(source) if source else None
     pretrained = {"imagenet": True, "none": False}.get(args.pretrained, args.pretrained)
-    # Rank 0's weights reach the others when DistributedDataParallel is built.
+    # Rank 0's weights reach the others in `prepare_steps`.
     model = build_model(args, pretrained=pretrained if state is None and distributed.is_main() else False)
     epoch = stored_epoch(load_weights(model, state)) if state else None
     model.to(device, memory_format=torch.channels_last)

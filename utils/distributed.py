@@ -231,6 +231,7 @@ def _wait_for_all(store, own_rank, world, url, limit):
             raise ValueError(f"{come} of {world} processes have come within {limit.total_seconds() / 60:g} minutes")
         if waited >= told + TOLD_AGAIN and own_rank == 0:
             told = waited
+            # Logging starts once the processes have met and agreed.
             print(f"train.py: waiting for the other processes at {url}: {come} of {world} have come", file=sys.stderr)
         time.sleep(0.05)
 
