@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from criterion.build import build_loss, build_optimizer, set_learning_rate
 from criterion.sam import SAM, frozen_statistics
-from criterion.tuples import TupleLoss
+from criterion.wbl import TupleLoss
 from dataset.build import LAYOUTS, build_datasets
 from dataset.sampler import MiningSampler
 from model.convnext import FoldedBlock
@@ -112,11 +112,8 @@ def run(source, notes, args, device):
     model = build_model(args, pretrained=pretrained if state is None and distributed.is_main() else False)
     epoch = stored_epoch(load_weights(model, state)) if state else None
     model.to(device, memory_format=torch.channels_last)
-    if args.fast_gpu is None:  # what has been measured on a GPU
-        known = any(isinstance(module, FoldedBlock) for module in model.modules()) and not args.deterministic
-        args.fast_gpu = known and device.type == "cuda" and distributed.world_size() == 1
-    if args.fast_gpu and (reason := why_not_fast(model, device)):
-        args.fast_gpu, notes = False, [*notes, f"--fast-gpu is not used: {reason}"]
+    args.fast_gpu, reason = choose_fast_gpu(args, model, device)
+    notes = [*notes, f"--fast-gpu is not used: {reason}"] if reason else notes
     model.optimize(args.grad_checkpointing, args.compile, fast_gpu=args.fast_gpu and device.type == "cuda")
     training = None if args.evaluate else prepare_training(args, model, datasets[0], device, state, lists)
     del state  # as large as model, moments and mining memory together
@@ -152,17 +149,24 @@ def must_agree(args, lists):
     return options | lists
 
 
-def why_not_fast(model, device):
-    """Why --fast-gpu cannot be used, or None. On a CPU only the gradients are averaged as on a GPU.
+def choose_fast_gpu(args, model, device):
+    """Whether --fast-gpu is used, and why not if it was wanted. On a CPU only the gradients are averaged as on a GPU.
 
-    DistributedDataParallel keeps running statistics equal and SAM's second pass leaves them as they are; a recorded
+    Default: on where it has been measured, which is a ConvNeXt in one process. A network with batch norms cannot use
+    it: DistributedDataParallel keeps running statistics equal and SAM's second pass leaves them as they are; a recorded
     step can do neither.
     """
+    wanted, gpu = args.fast_gpu, device.type == "cuda"
+    if wanted is None:
+        known = any(isinstance(module, FoldedBlock) for module in model.modules())
+        wanted = gpu and known and distributed.world_size() == 1 and not args.deterministic
+    if not wanted:
+        return False, None
     if any(hasattr(module, "running_mean") for module in model.modules()):
-        return "the network has batch norms"
-    reason = triton_fails(device) if device.type == "cuda" else None
+        return False, "the network has batch norms"
+    reason = triton_fails(device) if gpu else None
     works = distributed.mean_over_ranks([float(reason is None)])[0] == 1
-    return None if works else reason or "Triton does not work in another process"
+    return works, None if works else reason or "Triton does not work in another process"
 
 
 def prepare_training(args, model, train_set, device, state, lists):
@@ -376,17 +380,15 @@ def train_step(network, criterion, optimizer, ground, aerial, autocast, gradient
         the weights before the step.
     """
     gradients = gradients or partial(compute_gradients, network, criterion, autocast)
-    averaged = [*criterion.parameters()]
-    if not isinstance(network, DistributedDataParallel):
-        averaged += network.parameters()
+    averaged = (criterion,) if isinstance(network, DistributedDataParallel) else (criterion, network)
 
     values, q, k = gradients(ground, aerial)
-    distributed.average_gradients(averaged)
+    distributed.average_gradients(*averaged)
     if isinstance(optimizer, SAM):
         optimizer.first_step(zero_grad=True)
         with frozen_statistics(network):
             gradients(ground, aerial)
-        distributed.average_gradients(averaged)
+        distributed.average_gradients(*averaged)
         optimizer.second_step(zero_grad=True)
     else:
         optimizer.step()

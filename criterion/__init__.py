@@ -2,7 +2,6 @@
 
 from criterion.sam import SAM
 from criterion.soft_triplet import SoftTripletLoss
-from criterion.tuples import TupleLoss
-from criterion.wbl import WBLoss
+from criterion.wbl import TupleLoss, WBLoss
 
 __all__ = ["SAM", "SoftTripletLoss", "TupleLoss", "WBLoss"]

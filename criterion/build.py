@@ -6,8 +6,7 @@ import torch
 
 from criterion.sam import SAM
 from criterion.soft_triplet import SoftTripletLoss
-from criterion.tuples import TupleLoss
-from criterion.wbl import WBLoss
+from criterion.wbl import TupleLoss, WBLoss
 from utils.options import UserError
 
 

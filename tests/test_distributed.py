@@ -80,7 +80,7 @@ def gradients(rank=None):
         loss.zero_grad()
         value = loss(*network(*images))
         value[0].backward()
-        distributed.average_gradients(loss.parameters())
+        distributed.average_gradients(loss)
         grads = [p.grad.clone() for p in (*model.parameters(), *loss.parameters())]
         found[name] = torch.stack(value).detach(), grads
     return found

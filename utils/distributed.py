@@ -307,10 +307,11 @@ def mean_over_ranks(values):
 
 
 @torch.no_grad()
-def average_gradients(parameters):
-    """Mean over ranks of the gradients of parameters that DistributedDataParallel does not see, in one collective."""
-    gradients = [p.grad for p in parameters if p.grad is not None] if world_size() > 1 else []
-    if gradients:
+def average_gradients(*modules):
+    """Mean over ranks of the gradients of modules that DistributedDataParallel does not see, in one collective."""
+    if world_size() == 1:
+        return
+    if gradients := [p.grad for module in modules for p in module.parameters() if p.grad is not None]:
         flat = torch.cat([gradient.flatten() for gradient in gradients])
         dist.all_reduce(flat)
         parts = (flat / world_size()).split([gradient.numel() for gradient in gradients])

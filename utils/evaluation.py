@@ -14,12 +14,9 @@ from utils.graphs import Recorded
 from utils.loading import Feed
 from utils.logging import describe_metrics, progress_bar
 from utils.metrics import Ranks, Turned, rank_queries, recalls, summarise
-from utils.options import recorded, run_name
+from utils.options import options_of, recorded, run_name
 
 log = logging.getLogger(__name__)
-
-# Options that determine the images of an evaluation: figures need them to find the same images again.
-DATA_OPTIONS = ("dataset", "data_root", "cross", "vigor_cities", "vigor_labels", "fov", "orientation")
 
 
 def evaluate(model, query, reference, args, device, feed=None):
@@ -148,7 +145,7 @@ def record(metrics, datasets, args, files, weights, epoch, started, descriptors=
         "epoch": epoch,
         "pool": args.pool,
         "regions": args.regions,
-        "data": {name: recorded(args)[name] for name in DATA_OPTIONS},
+        "data": {name: recorded(args)[name] for name in ("data_root", *options_of("data"))},  # to find the images again
     }
     if args.dataset == "vigor":
         about["labels"] = args.vigor_labels
