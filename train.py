@@ -25,7 +25,15 @@ from model.convnext import FoldedBlock
 from model.depthwise import triton_fails
 from model.frgeo import FRGeo, build_model
 from utils import distributed
-from utils.checkpoint import WHOLE, load_checkpoint, load_weights, save_checkpoint, stored_args, stored_epoch
+from utils.checkpoint import (
+    WHOLE,
+    latest_checkpoint,
+    load_checkpoint,
+    load_weights,
+    save_checkpoint,
+    stored_args,
+    stored_epoch,
+)
 from utils.evaluation import evaluate, evaluated_views, precision, record
 from utils.graphs import Recorded
 from utils.loading import Feed
@@ -54,6 +62,7 @@ class Training:
     best: float = 0.0  # highest R@1
     line: dict | None = None  # what metrics.jsonl records of the last epoch
     inside: dict | None = None  # the state within an epoch, in which a run was stopped
+    unrecorded: bool = False  # the run ended after its last epoch was saved and before its evaluation was recorded
     lists: dict | None = None  # fingerprints of the lists trained on and evaluated, by split
     notes: list = field(default_factory=list)  # sentences on what a resumed run does otherwise than before
 
@@ -81,10 +90,14 @@ def main(argv=None):
 
     with handle_errors("train.py", interrupted):
         try:
-            source = args.resume or args.weights
+            source, notes = args.resume or args.weights, []
             if args.evaluate:
                 source = RunFiles(args.save_path).weights_to_evaluate(args.weights)
-            notes = complete(args, stored_args(load_checkpoint(source)) if source else {}, source)
+            elif args.resume:
+                source, notes = latest_checkpoint(args.resume)
+                args.resume = source
+            stored = stored_args(load_checkpoint(source, verified=bool(args.resume))) if source else {}
+            notes += complete(args, stored, source)
             LAYOUTS[args.dataset].find_root(args.data_root)  # a wrong folder ends the run before any process starts
             return distributed.launch(partial(run, source, notes), args)
         finally:
@@ -101,12 +114,12 @@ def run(source, notes, args, device):
         dict | None: metrics of the last evaluation on rank 0.
     """
     args.seed = distributed.broadcast_object(args.seed)
-    files, datasets = RunFiles(args.save_path), build_datasets(args, pixels=True)
+    files, datasets = RunFiles(args.save_path, args.resume), build_datasets(args, pixels=True)
     lists = {dataset.split: dataset.fingerprint for dataset in datasets[:2] if dataset}
-    distributed.agree(must_agree(args, lists))
+    state = load_checkpoint(source, verified=True) if source else None
+    distributed.agree(must_agree(args, lists, state))
     set_kernels(args.deterministic, args.tf32)
     seed_process(args.seed)
-    state = load_checkpoint(source) if source else None
     pretrained = {"imagenet": True, "none": False}.get(args.pretrained, args.pretrained)
     # Rank 0's weights reach the others in `prepare_steps`.
     model = build_model(args, pretrained=pretrained if state is None and distributed.is_main() else False)
@@ -117,14 +130,17 @@ def run(source, notes, args, device):
     model.optimize(args.grad_checkpointing, args.compile, fast_gpu=args.fast_gpu and device.type == "cuda")
     training = None if args.evaluate else prepare_training(args, model, datasets[0], device, state, lists)
     del state  # as large as model, moments and mining memory together
+    if training and nothing_to_train(training, args, files):
+        start_logging()
+        log.warning("nothing to train: %d of --epochs %d are done; pass a larger number", training.epoch, args.epochs)
+        return None
 
     # Mistakes in the call have ended the run by now; from here on files are written.
     if distributed.is_main():
-        own = args.resume is not None and args.resume.resolve().parent == args.save_path.resolve()
-        files.open(training=not args.evaluate, resumed=own)
+        notes += files.open(training=not args.evaluate)
     try:
         distributed.barrier()
-        start_logging(args.save_path)
+        start_logging(files.folder)
         log_setup(recorded(args), device, model, datasets, notes)
         if not args.evaluate:
             return train(datasets, training, args, device, files)
@@ -142,11 +158,14 @@ def run(source, notes, args, device):
         files.close()
 
 
-def must_agree(args, lists):
-    """What has to be equal on all processes of a run: options that decide results, and the lists as they were read."""
+def must_agree(args, lists, state):
+    """What has to be equal on all processes of a run: options that decide results, lists as they were read, weights."""
     options = {flag(name): getattr(args, name) for name in options_of("model", "recipe", "data")}
     lists = {f"the list of split {split}": found for split, found in lists.items()}
-    return options | lists
+    inside = (state or {}).get("inside") or {}
+    return (
+        options | lists | {"the epoch and step of the checkpoint": (stored_epoch(state or {}), inside.get("step", 0))}
+    )
 
 
 def choose_fast_gpu(args, model, device):
@@ -240,6 +259,13 @@ def restore(training, state, args):
         training.epoch, training.line, training.inside = state["epoch"], state.get("line"), state.get("inside")
 
 
+def nothing_to_train(training, args, files):
+    """Whether all epochs are done and recorded. Every process calls it, before any file is written."""
+    lacking = training.line is not None and files.lacks_epoch(training.epoch)
+    training.unrecorded = distributed.broadcast_object(lacking)
+    return training.epoch >= args.epochs and not training.unrecorded
+
+
 def train(datasets, training, args, device, files):
     """Train for the epochs that remain. Returns the metrics of the last evaluation on rank 0."""
     train_set, sampler = datasets[0], training.sampler
@@ -249,17 +275,12 @@ def train(datasets, training, args, device, files):
         log.info("resumed %s after epoch %d%s, best R@1 %.2f", args.resume, training.epoch, step, training.best)
         for sentence in training.notes if distributed.is_main() else ():
             log.warning(sentence)
-    # The run ended after this epoch was saved and before its evaluation was recorded.
-    unfinished = distributed.broadcast_object(training.line is not None and files.lacks_epoch(training.epoch))
-    if training.epoch >= args.epochs and not unfinished:
-        log.warning("nothing to train: %d of --epochs %d are done; pass a larger number", training.epoch, args.epochs)
-        return None
     if distributed.is_main():
         files.start_training(run_record(args, training), training.epoch)
     network, gradients = prepare_steps(training, args, device)
     feed, stopping = Feed([train_set, *evaluated_views(*datasets[1:], args)], args, device), Stopping()
     with closing(feed), stopping.heeding():
-        metrics = finish_epoch(datasets, training, args, device, files, feed) if unfinished else None
+        metrics = finish_epoch(datasets, training, args, device, files, feed) if training.unrecorded else None
         for epoch in range(training.epoch, args.epochs):
             train_set.set_epoch(epoch)
             lr = set_learning_rate(training.optimizer, args, epoch)
@@ -273,7 +294,7 @@ def train(datasets, training, args, device, files):
                 line["alpha"] = training.criterion.loss.alpha.item()
             training.epoch, training.line = epoch + 1, line
             if distributed.is_main():
-                save_training(files.checkpoint, training, args)
+                save_training(files, training, args)
             metrics = finish_epoch(datasets, training, args, device, files, feed) or metrics
             distributed.barrier()
             _, number = stopping.agreed()
@@ -350,7 +371,7 @@ def train_one_epoch(network, gradients, feed, training, args, device, epoch, sto
         if save and step < steps:  # else the epoch's end is saved next
             inside = progress.state(sampler, time.perf_counter() - started)
             if distributed.is_main():
-                save_training(files.checkpoint, training, args, inside)
+                save_training(files, training, args, inside)
             distributed.barrier()
             saved = time.perf_counter()
             if number:
@@ -424,7 +445,7 @@ def finish_epoch(datasets, training, args, device, files, feed):
                 best_acc1=training.best,
                 args=run_record(args, training),
             )
-            save_training(files.checkpoint, training, args)  # again, with its best R@1
+            save_training(files, training, args)  # again, with its best R@1
     files.add_epoch(line)
     return metrics
 
@@ -448,11 +469,15 @@ def evaluate_and_record(model, datasets, args, device, files, weights, epoch, fe
     return metrics
 
 
-def save_training(path, training, args, inside=None):
-    """Write the whole state, from which --resume continues as if never stopped; `inside` an epoch, if given."""
+def save_training(files, training, args, inside=None):
+    """Write the whole state, from which --resume continues as if never stopped; `inside` an epoch, if given.
+
+    The checkpoint before stays, for the case that this one is damaged later.
+    """
     average = {"online": training.model.state_dict(), "average_steps": training.ema_steps} if training.ema else {}
     save_checkpoint(
-        path,
+        files.checkpoint,
+        files.before,
         epoch=training.epoch,
         state_dict=training.evaluated.state_dict(),
         best_acc1=training.best,

@@ -97,8 +97,8 @@ def train(run, out, threads):
         lines = (folder / "train.txt").read_text(encoding="utf-8").strip().splitlines()
         reason = [line for line in lines if line.startswith("train.py:")] or lines
         raise UserError(f"{run} ended with code {code}: {''.join(reason[-1:])}")
-    for large in ("checkpoint.pth.tar", "model_best.pth.tar"):
-        (folder / large).unlink(missing_ok=True)
+    for large in folder.glob("*.pth.tar"):
+        large.unlink()
     write_json(folder / "grid.json", run.flags)  # whole at once: another thread may be reading
 
 

@@ -32,6 +32,7 @@ def score_folder(folder, flags, out=None):
         k: made_by[k] for k in ("pool", "regions", "fov", "orientation") if k in made_by
     }
     stored |= {"eval_split": made_by["split"]} if "split" in made_by else {}
+    stored.pop("search_north", None)  # free to differ
     data_root = ["--data-root", stored["data_root"]] if stored.get("data_root") else []
     args = parse_args([*data_root, *flags, "-e"], "score_descriptors.py")
     complete(args, stored, folder / "metrics.json", ("model", "data"))
@@ -56,7 +57,7 @@ def score_folder(folder, flags, out=None):
     metrics = score(descriptors[:1], descriptors[1], query, choose_device(args.device), regions)
     if out is not None:
         files = RunFiles(out)
-        files.open(training=False)
+        print(*files.open(training=False), sep="\n", end="")
         record(metrics, datasets, args, files, made_by.get("weights", folder), made_by.get("epoch"), started)
     sizes = f"{len(query)} queries, gallery of {len(reference)}"
     print(f"{run_name(args)} {query.split}: {describe_metrics(metrics)} ({sizes})")

@@ -11,6 +11,7 @@ from make_data import record
 
 import train
 from utils import distributed
+from utils.run_files import RUN_FILES
 
 LAUNCH = "--dist-url 'tcp://localhost:8080' --multiprocessing-distributed --world-size 1 --rank 0"
 RECIPE = "--op sam --wd 0.03 --mining --cos --dim 3072 --asam --rho 2.5"
@@ -23,7 +24,7 @@ TRAIN = {
 EVALUATE = {
     name: f"{LAUNCH} --save_path ./result_{name} --dim 3072 -e --dataset {dataset}" for name, dataset in RUNS.items()
 }
-FILES = {"checkpoint.pth.tar", "model_best.pth.tar", "log.txt", "args.json", "metrics.jsonl", "metrics.json"}
+FILES = set(RUN_FILES)
 DESCRIPTORS = {"grd_global_descriptor.npy", "sat_global_descriptor.npy"}
 RECALLS = ["R@1", "R@5", "R@10", "R@1%"]
 METRES = ["median error (m)", "mean error (m)", "within 25 m", "within 50 m", "within 100 m"]

@@ -29,6 +29,7 @@ from utils.checkpoint import load_checkpoint
 from utils.evaluation import evaluate, score
 from utils.geodesy import Positions
 from utils.options import UserError
+from utils.run_files import RUN_FILES
 
 TRAIN = str(Path(__file__).parent.parent / "train.py")
 TWO = ["--multiprocessing-distributed", "--nprocs", "2", "--device", "cpu"]
@@ -185,7 +186,7 @@ def trained(roots, tmp_path_factory):
 
 def test_two_processes_train_with_mining_and_write_every_file(trained):
     out, metrics = trained
-    names = {"checkpoint.pth.tar", "model_best.pth.tar", "log.txt", "args.json", "metrics.jsonl", "metrics.json"}
+    names = set(RUN_FILES)
     assert {path.name for path in out.iterdir()} == names
     log = (out / "log.txt").read_text()
     assert "2 process(es)" in log and "hard negatives" in log and "tuples of 8 pairs" in log

@@ -1,25 +1,28 @@
 """What happens to a run's files when runs follow each other, are resumed elsewhere, or are cut off."""
 
+import errno
 import json
 import os
 import resource
 import shlex
 import signal
+import stat
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from make_data import ADAMW, ASAM, flags, stopped_after
+from make_data import ADAMW, ASAM, flags, record, stopped_after
 
 import train
 from scripts import score_descriptors
 from utils.checkpoint import load_checkpoint
 from utils.options import UserError, parse_args
 from utils.ranking import CollapsedError, DescriptorError
-from utils.run_files import DESCRIPTOR_FILES, RunFiles
+from utils.run_files import DESCRIPTOR_FILES, RunFiles, warn_once
 
 REPO = Path(__file__).parent.parent
 
@@ -374,15 +377,127 @@ def test_an_earlier_run_is_moved_aside_not_overwritten(roots, tmp_path):
 def test_a_folder_in_use_is_refused_and_left_alone(roots, tmp_path, capfd):
     run = [*flags(roots["cvusa"], tmp_path), *ADAMW, "--epochs", "1"]
     trained = train.main(run)
-    other = RunFiles(tmp_path)
-    other.open(training=True, resumed=True)
-    before = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    other = RunFiles(tmp_path, tmp_path / "checkpoint.pth.tar")
+    assert other.open(training=True) == []
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     assert "is in use by another training" in told(capfd, run)
-    assert before == {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
-    assert train.main([*run, "-e"]) == trained  # evaluating does no harm
+    assert train.main([*run, "-e"]) == trained  # an evaluation has a folder of its own
+    assert "so this evaluation is written to its evaluation/" in capfd.readouterr().out
+    own = {path.name for path in (tmp_path / "evaluation").iterdir()}
+    assert own == {"args.json", "log.txt", "metrics.json", *DESCRIPTOR_FILES}
+    assert before == {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
     other.close()
     train.main(run)
     assert (tmp_path / "previous-1" / "checkpoint.pth.tar").is_file()
+    assert f"the files of an earlier run were moved to {tmp_path / 'previous-1'}" in (tmp_path / "log.txt").read_text()
+
+
+def test_nothing_to_train_moves_nothing(roots, tmp_path, capfd):
+    run = [*flags(roots["cvusa"], tmp_path), *ADAMW]
+    train.main([*run, "--epochs", "1"])
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    for more in (["--epochs", "0"], ["--epochs", "1", *resume(tmp_path)]):
+        capfd.readouterr()
+        assert train.main([*run, *more]) is None
+        assert "nothing to train" in capfd.readouterr().out
+        assert before == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+
+def flip(path, name):
+    """Change a byte of one part of a checkpoint, as a failing disk does."""
+    with zipfile.ZipFile(path) as archive:
+        part = next(i for i in archive.infolist() if i.filename.endswith(name))
+    content = bytearray(path.read_bytes())
+    header = content[part.header_offset : part.header_offset + 30]  # then the name and a padding, then the bytes
+    lengths = int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
+    content[part.header_offset + 30 + lengths + part.file_size // 2] ^= 16
+    (path.parent / "flipped").write_bytes(content)  # not over the file, from which tensors may be mapped
+    (path.parent / "flipped").replace(path)
+
+
+@pytest.mark.parametrize("harm", ["data.pkl", "data/7", "cut", "gone"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_used(roots, tmp_path, capfd, harm):
+    run = [*flags(roots["cvusa"], tmp_path / "r"), *ADAMW, "--seed", "3"]
+    straight = train.main([*run, "--epochs", "3", "--save_path", str(tmp_path / "straight")])
+    train.main([*run, "--epochs", "2"])
+    path, before = (tmp_path / "r" / name for name in ("checkpoint.pth.tar", "checkpoint_before.pth.tar"))
+    if harm == "cut":
+        path.write_bytes(path.read_bytes()[:-1000])
+    elif harm == "gone":
+        path.unlink()
+    else:
+        flip(path, harm)
+    again = [*run, "--epochs", "3", *resume(tmp_path / "r")]
+    assert train.main(again) == straight
+    log = (tmp_path / "r" / "log.txt").read_text()
+    assert f"continuing from the checkpoint before it, {before}" in log
+    damaged = path.with_name("checkpoint.pth.tar.damaged")
+    assert damaged.exists() == (harm != "gone") == (f"{path} was renamed to {damaged.name}" in log)
+    a, b = (load_checkpoint(out / path.name)["state_dict"] for out in (tmp_path / "straight", tmp_path / "r"))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    flip(path, "data/7")
+    flip(before, "data/7")
+    error = told(capfd, [*again, "--epochs", "4"])
+    assert "checkpoint_before.pth.tar is damaged: its part" in error
+    flip(tmp_path / "r" / "model_best.pth.tar", "data/7")
+    assert "model_best.pth.tar is damaged: its part" in told(capfd, [*run, "-e"])
+
+
+@pytest.mark.parametrize("lacking", ["locks", "links", "fsync of folders"])
+def test_a_file_system_that_lacks_something_is_told_of_once(roots, tmp_path, monkeypatch, lacking):
+    fsync = os.fsync
+
+    def refuse(number, sentence):
+        def call(*args):
+            raise OSError(number, sentence)
+
+        return call
+
+    def folders(number):
+        if stat.S_ISDIR(os.fstat(number).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        fsync(number)
+
+    if lacking == "locks":
+        monkeypatch.setattr("fcntl.flock", refuse(errno.ENOLCK, "No locks available"))
+    elif lacking == "links":
+        monkeypatch.setattr("os.link", refuse(errno.EPERM, "Operation not permitted"))
+    else:
+        monkeypatch.setattr("os.fsync", folders)
+        warn_once.cache_clear()
+    train.main([*flags(roots["cvusa"], tmp_path), *ADAMW, "--epochs", "2"])
+    log = (tmp_path / "log.txt").read_text()
+    assert log.count("has no locks (No locks available)") == (lacking == "locks")
+    assert log.count("cannot confirm that files are on disk (Invalid argument)") == (lacking == "fsync of folders")
+    assert load_checkpoint(tmp_path / "checkpoint_before.pth.tar")["epoch"] in (1, 2)
+
+
+@pytest.mark.parametrize("moment", range(9))
+def test_a_killed_evaluation_leaves_no_mixture(tmp_path, moment):
+    """Killed before the given one of its steps on files, which are 3 removals and 3 renamings."""
+    files = RunFiles(tmp_path)
+    files.open(training=False)
+    files.write_evaluation({"number": 1.0}, [np.full((5, 2), 1.0), np.full((4, 2), 1.0)])
+    child = os.fork()
+    if child == 0:
+        done = []
+
+        def killed(method):
+            def call(*args, **kwargs):
+                done.append(method)
+                if len(done) > moment:
+                    os._exit(0)
+                return method(*args, **kwargs)
+
+            return call
+
+        Path.unlink, Path.replace = killed(Path.unlink), killed(Path.replace)
+        files.write_evaluation({"number": 2.0}, [np.full((5, 2), 2.0), np.full((4, 2), 2.0)])
+        os._exit(0)
+    os.waitpid(child, 0)
+    found = [np.load(tmp_path / name)[0, 0] for name in DESCRIPTOR_FILES if (tmp_path / name).exists()]
+    found += [record(tmp_path)["number"]] if files.metrics.exists() else []
+    assert len(set(found)) <= 1 and (moment > 0 or found == [1.0] * 3) and (moment < 6 or found == [2.0] * 3)
 
 
 @pytest.mark.parametrize("screen", ["", ">&- 2>&-", "> /dev/full", "| true"])

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from utils.options import UserError
-from utils.run_files import whole_file
+from utils.run_files import RunFiles, whole_file
 
 WHOLE = {"epoch", "state_dict", "best_acc1", "optimizer", "sampler"}  # what --resume requires
 ONLY_TO_RESUME = ("optimizer", "sampler", "criterion", "online", "average_steps", "line", "lists", "inside")
@@ -26,21 +26,27 @@ RELEASED_NAMES = (
 )
 
 
-def save_checkpoint(path, **state):
+def save_checkpoint(path, before=None, **state):
     """Write a training state (`epoch`, `state_dict`, `optimizer`, ...); until it is complete, the previous file stays.
+
+    Args:
+        before: path under which the previous file is kept after that; None to replace it.
 
     Raises:
         UserError: the file cannot be written.
     """
-    with whole_file(path, flush=True) as file:
+    with whole_file(path, flush=True, before=before) as file:
         try:
             torch.save(state, file)
         except RuntimeError as error:  # PyTorch's words where a full disk has cut its file short
             raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
 
-def load_checkpoint(path):
+def load_checkpoint(path, verified=False):
     """The dict of a checkpoint file, its tensors mapped from the file; only tensors and plain values are unpickled.
+
+    Args:
+        verified: the file's checksums have been compared before.
 
     Raises:
         UserError: no such file, a damaged one, or one that holds code.
@@ -50,8 +56,13 @@ def load_checkpoint(path):
         if not path.is_file():
             wrong = "is not a file" if path.exists() else "does not exist"
             raise UserError(f"{path} {wrong}; expected a checkpoint such as checkpoint.pth.tar")
+        zipped = zipfile.is_zipfile(path)  # so are all but those of PyTorch 1.5 and earlier
+        if zipped and not verified:
+            with zipfile.ZipFile(path) as archive:
+                if damaged := archive.testzip():
+                    raise UserError(f"{path} is damaged: its part {damaged} fails its checksum; copy it again")
         with _numpy_scalars_allowed():
-            state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{path} cannot be read as a checkpoint: it is damaged, or holds Python objects, which could run code and "
@@ -63,6 +74,23 @@ def load_checkpoint(path):
     if not isinstance(state, dict):
         raise UserError(f"{path} holds a {type(state).__name__}; expected a checkpoint with a state_dict")
     return state
+
+
+def latest_checkpoint(path):
+    """(path, sentences for the log) of a checkpoint, or of the one before it if this one is damaged or missing.
+
+    Raises:
+        UserError: there is none, or both are damaged.
+    """
+    files = RunFiles(path.parent)
+    try:
+        load_checkpoint(path)
+    except UserError as error:
+        if path.name != files.checkpoint.name or not files.before.is_file():
+            raise
+        load_checkpoint(files.before)
+        return files.before, [f"{error.sentence()}; continuing from the checkpoint before it, {files.before}"]
+    return path, []
 
 
 def load_weights(model, path):

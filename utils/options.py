@@ -381,9 +381,9 @@ def parse_args(argv=None, program="train.py"):
     if args.resume == Path("auto") or (restarted and args.resume is None and not args.evaluate):
         args.resume = None  # the folder's name may follow from other options
         check(args)
-        checkpoint = args.save_path / "checkpoint.pth.tar"
-        if checkpoint.is_file():
-            args.resume, args.weights = checkpoint, None
+        names = ("checkpoint.pth.tar", "checkpoint_before.pth.tar")
+        if any((args.save_path / name).is_file() for name in names):
+            args.resume, args.weights = args.save_path / names[0], None
     try:
         if args.resume is None or args.evaluate or args.weights:  # else the checkpoint completes the options first
             check(args)
