@@ -3,7 +3,13 @@
 from utils.options import parse_args
 
 if __name__ == "__main__":
+    import os
+
     parse_args()  # answers -h and a wrong flag before torch is imported, which takes seconds
+    # OpenMP's threads wait for each other in a loop of 300,000 rounds, in which they hold up other programs' and are
+    # held up by them. After 1,000 they sleep instead. The library reads this when torch is imported.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 import logging
 import math
@@ -98,6 +104,7 @@ def main(argv=None):
                 args.resume = source
             stored = stored_args(load_checkpoint(source, verified=bool(args.resume))) if source else {}
             notes += complete(args, stored, source)
+            notes += distributed.choose_threads(args, stored.get("threads") if args.resume else None, argv is None)
             LAYOUTS[args.dataset].find_root(args.data_root)  # a wrong folder ends the run before any process starts
             return distributed.launch(partial(run, source, notes), args)
         finally:
@@ -493,8 +500,8 @@ def save_training(files, training, args, inside=None):
 
 
 def run_record(args, training):
-    """The options, and how many pairs a loss compares with them, for args.json and checkpoints."""
-    return recorded(args) | {"effective_tuple": tuple_pairs(training)}
+    """The options, how many pairs a loss compares with them, and threads, for args.json and checkpoints."""
+    return recorded(args) | {"effective_tuple": tuple_pairs(training), "threads": torch.get_num_threads()}
 
 
 def tuple_pairs(training):

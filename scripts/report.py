@@ -88,7 +88,7 @@ class Result(NamedTuple):
         if options.get("effective_tuple"):
             options["gather"] = None
         options["effective_tuple"] = options.get("effective_tuple") or options["tuple_size"]
-        other = {"seed", "tuple_size", *options_of("machine")}
+        other = {"seed", "tuple_size", "threads", *options_of("machine")}
         return {name: value for name, value in options.items() if name not in other and value not in (None, False)}
 
     @property

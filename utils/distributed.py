@@ -20,8 +20,9 @@ import torch.multiprocessing as mp
 
 from utils.options import StoppedError, UserError, explain
 from utils.stopping import forwarding, kill
-from utils.workers import cores, follow_parent, starting_workers
+from utils.workers import busy_cores, cores, follow_parent, starting_workers
 
+POLITE = 15  # niceness of a training that begins beside other programs, which then keep most of their speed
 TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")  # environment variables
 STOPPING = 60  # seconds from a signal until processes that still run are killed
 TOLD_AFTER, TOLD_AGAIN = 10, 60  # seconds of waiting for other processes before a line about it, and the next
@@ -54,8 +55,7 @@ def launch(function, args):
     Raises:
         UserError: unavailable devices, addresses or numbers of processes, or whatever `function` raised as such.
     """
-    nodes, node = max(1, args.world_size), max(0, args.rank)
-    torchrun = {*TORCHRUN[:3]} <= os.environ.keys()
+    nodes, node, torchrun = max(1, args.world_size), max(0, args.rank), _under_torchrun()
     if (torchrun or args.multiprocessing_distributed or nodes > 1) and ":" in args.device:
         raise UserError(
             f"--device {args.device} (--gpu) names one GPU and cannot be combined with several processes; choose GPUs "
@@ -67,7 +67,9 @@ def launch(function, args):
         return _in_group(function, args, "env://", own, world, local)
     if not args.multiprocessing_distributed:
         if nodes == 1:
-            return function(args, choose_device(args.device))
+            device = choose_device(args.device)
+            _set_threads(args)
+            return function(args, device)
         return _in_group(function, args, args.dist_url, node, nodes, 0)
 
     args.run_id = uuid.uuid4().hex if nodes == 1 else ""
@@ -91,6 +93,51 @@ def launch(function, args):
     if signals:
         raise StoppedError(signals[0][0], value if kind == "stopped" else "nothing was saved since the last checkpoint")
     return value
+
+
+def _under_torchrun():
+    return {*TORCHRUN[:3]} <= os.environ.keys()
+
+
+def choose_threads(args, stored=None, polite=False):
+    """Set `args.threads`, the CPU threads of each process: as many as it has cores that no other program uses.
+
+    OMP_NUM_THREADS decides if it is set, though torchrun's own 1 does not. Otherwise it is the number that a resumed
+    training had before, since sums over other parts of a tensor differ in their last digits.
+
+    Args:
+        stored: that number, or None.
+        polite: on a busy machine, also lower this process's priority, for good.
+
+    Returns:
+        list of sentences for the log.
+    """
+    torchrun, args.threads = _under_torchrun(), None
+    stored = stored if isinstance(stored, int) and stored > 0 else None
+    if args.device.startswith("cuda") or (args.device == "auto" and torch.cuda.is_available()):
+        return []
+    given = os.environ.get("OMP_NUM_THREADS")
+    if given and not (torchrun and given == "1"):
+        differs = stored is not None and stored != torch.get_num_threads()
+        return [f"OMP_NUM_THREADS is {given}, before it was {stored}: results differ in their last digits"] * differs
+    processes = int(os.environ.get(TORCHRUN[3], 1)) if torchrun else _processes(args)
+    busy, most, sentences = 0 if torchrun else round(busy_cores()), max(1, cores() // processes), []
+    args.threads = max(1, (cores() - busy) // processes)
+    if stored is not None and stored > most:
+        sentences.append(f"the training had {stored} threads, here are {most}: results differ in their last digits")
+        args.threads = most
+    elif stored is not None:
+        args.threads = stored
+    if busy:
+        if polite:
+            os.nice(POLITE)
+        sentences.append(f"other programs use {busy} of {cores()} cores; threads of each process: {args.threads}")
+    return sentences
+
+
+def _set_threads(args):
+    if getattr(args, "threads", None):
+        torch.set_num_threads(args.threads)
 
 
 def choose_device(name, local_rank=None):
@@ -131,8 +178,7 @@ def _processes(args):
 def _in_group(function, args, url, rank, world, local_rank):
     """Join the other processes, call the function, leave."""
     device = choose_device(args.device, local_rank)
-    if device.type == "cpu" and (url == "env://" or "OMP_NUM_THREADS" not in os.environ):
-        torch.set_num_threads(max(1, cores() // args.processes_here))
+    _set_threads(args)
     backend = args.dist_backend or ("nccl" if device.type == "cuda" else "gloo")
     join(url, world, rank, backend, timedelta(minutes=args.timeout), getattr(args, "run_id", ""))
     try:

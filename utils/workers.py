@@ -1,15 +1,35 @@
-"""Worker processes leave Ctrl-C to the process that started them, and end with it. This module needs no torch."""
+"""Cores, and worker processes, which leave Ctrl-C to their parent and end with it. This module needs no torch."""
 
 import os
 import signal
 import threading
+import time
 from contextlib import contextmanager
 from multiprocessing import connection, parent_process
+from pathlib import Path
 
 
 def cores():
     """CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def busy_cores(seconds=0.3):
+    """How many of its cores this process does not get, as other programs use them; 0.0 where /proc does not tell."""
+    try:
+        before, own = _seconds_used(), time.process_time()
+        time.sleep(seconds)
+        return max(0.0, _seconds_used() - before - (time.process_time() - own)) / seconds
+    except (OSError, ValueError):
+        return 0.0
+
+
+def _seconds_used():
+    """Seconds since the start of the machine in which the cores of this process were in use, summed over cores."""
+    names = {f"cpu{core}" for core in os.sched_getaffinity(0)}
+    rows = (line.split() for line in Path("/proc/stat").read_text().splitlines())
+    user_nice_system = [sum(map(int, row[1:4])) for row in rows if row and row[0] in names]
+    return sum(user_nice_system) / os.sysconf("SC_CLK_TCK")
 
 
 @contextmanager
