@@ -38,7 +38,9 @@ def speeds(count, folder, seconds, environment):
         out = folder / str(k)
         command = [sys.executable, str(TRAIN), *RECIPE.split(), "--data-root", str(folder / "city")]
         command += ["--cache", str(folder / "cache"), "--save_path", str(out)]
-        running.append(subprocess.Popen(command, env=own | environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+        running.append(
+            subprocess.Popen(command, env=own | environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        )
         time.sleep(LATER)
     before = [(folder / str(k) / "log.txt").read_text() for k in range(count)]
     time.sleep(seconds)
