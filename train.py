@@ -1,6 +1,6 @@
 """Train or evaluate FRGeo on CVUSA, CVACT, VIGOR or your own pairs. `python train.py -h` explains every flag."""
 
-from utils.options import parse_args
+from utils.options import handle_errors, parse_args
 
 if __name__ == "__main__":
     import os
@@ -10,6 +10,8 @@ if __name__ == "__main__":
     # held up by them. After 1,000 they sleep instead. The library reads this when torch is imported.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    with handle_errors("train.py"):
+        import torch  # too little memory
 
 import logging
 import math
@@ -44,7 +46,7 @@ from utils.evaluation import evaluate, evaluated_views, precision, record
 from utils.graphs import Recorded
 from utils.loading import Feed
 from utils.logging import log_setup, log_traceback, log_training, progress_bar, start_logging, stop_logging
-from utils.options import StoppedError, UserError, complete, explain, flag, handle_errors, options_of, recorded
+from utils.options import StoppedError, UserError, complete, explain, flag, options_of, recorded
 from utils.progress import EpochProgress
 from utils.ranking import CollapsedError
 from utils.run_files import RunFiles

@@ -27,7 +27,7 @@ from dataset.transforms import (
     turn_of,
     turn_pair,
 )
-from utils.options import UserError
+from utils.options import UserError, explain
 from utils.paper import INPUT_SIZES
 
 VIEWS = ("pair", "ground", "aerial")
@@ -313,6 +313,8 @@ def read_lines(path):
     try:
         return [line for line in Path(path).read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
+        if explain(error):  # not the file's fault
+            raise
         raise UserError(f"the list {path} cannot be read ({error}); copy it again") from error
 
 

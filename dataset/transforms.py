@@ -4,8 +4,9 @@ import numpy as np
 import PIL
 import torch
 from PIL import Image, features
+from torch.utils.data import default_collate
 
-from utils.options import UserError
+from utils.options import UserError, explain
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -79,6 +80,8 @@ def read_image(path, prepare=None):
                 raise ValueError("its 32-bit numbers are not colours; save it with 8 bits per channel")
             return image.convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        if explain(error):  # not the file's fault
+            raise
         raise UserError(f"{path} cannot be read as an image ({error}); replace the file or remove it") from error
 
 
@@ -180,6 +183,7 @@ def collate(samples):
 
 
 def _stack(column):
+    """In a loader process straight into the memory that it shares with its parent, which so hears of a lack of it."""
     if isinstance(column[0], torch.Tensor):
-        return torch.stack([image.movedim(0, -1) for image in column]).movedim(-1, 1)
-    return torch.tensor(column)
+        return default_collate([image.movedim(0, -1) for image in column]).movedim(-1, 1)
+    return default_collate(column)

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
@@ -377,12 +378,27 @@ def test_a_killed_parent_takes_its_processes_with_it(begun):
     assert rest.count("epoch") < 500
 
 
+def ranks(run):
+    """Process numbers of the two processes of a run."""
+    children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
+    found = [int(pid) for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    assert len(found) == 2
+    return found
+
+
+def test_a_stopped_process_does_not_keep_a_run_from_ending(begun, tmp_path):
+    run = begun("epoch 2 step", *TWO)
+    os.kill(ranks(run)[1], signal.SIGSTOP)
+    time.sleep(0.5)
+    os.killpg(run.pid, signal.SIGINT)
+    _, error = run.communicate(timeout=distributed.STOPPING)  # long before the rest would be killed
+    assert run.returncode == 130
+    assert error.startswith(f"train.py: interrupted; continue with --resume {tmp_path}/checkpoint.pth.tar\n")
+
+
 def test_a_killed_process_ends_the_run_with_one_sentence(begun):
     run = begun("epoch 2 step", *TWO)
-    children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
-    ranks = [pid for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-    assert len(ranks) == 2
-    os.kill(int(ranks[1]), signal.SIGKILL)
+    os.kill(ranks(run)[1], signal.SIGKILL)
     _, error = run.communicate(timeout=120)
     assert run.returncode == 2
     told = [line for line in error.splitlines() if line.startswith("train.py:")]

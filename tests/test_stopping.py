@@ -187,3 +187,29 @@ def test_a_loader_that_waits_too_long_names_the_file():
     assert next(batches).tolist() == [0]
     with pytest.raises(UserError, match=r"loader processes for 0.02 minutes .*/disk/1.jpg"):
         next(batches)
+
+
+TWO = ["--multiprocessing-distributed", "--nprocs", "2"]
+LARGE = ["--ground-size", "256", "1024", "--aerial-size", "512", "512", "-j", "2"]
+SMALL_SHM = "mount -t tmpfs -o size=2m tmpfs /dev/shm"
+
+
+@pytest.mark.parametrize(
+    ("limit", "more", "told"),
+    [
+        ("ulimit -v 2000000", [], "there is too little memory (lib"),  # while PyTorch is loaded
+        ("ulimit -v 5500000", ["--ground-size", "2048", "8192"], "there is too little memory ("),
+        ("ulimit -n 40", ["-j", "8"], "40 open files are too few for 8 loader processes"),
+        ("ulimit -n 64", ["-j", "8", *TWO], " open files are too few for 4 loader processes"),
+        (SMALL_SHM, LARGE, "there is too little shared memory ("),
+    ],
+)
+def test_a_machine_with_too_little_is_told_of(roots, tmp_path, limit, more, told):
+    isolated = ["unshare", "-rm"] if limit == SMALL_SHM else []
+    if isolated and subprocess.run([*isolated, "sh", "-c", limit], capture_output=True).returncode:
+        pytest.skip("no mounts here")
+    command = [sys.executable, train.__file__, *flags(roots["cvusa"], tmp_path / "run", *ADAMW), *more]
+    started = [*isolated, "sh", "-c", f'{limit} && exec "$@"', "sh", *command]
+    done = subprocess.run(started, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert done.stderr.count("train.py: ") == 1 and told in done.stderr

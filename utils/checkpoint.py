@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from utils.options import UserError
+from utils.options import UserError, explain
 from utils.run_files import RunFiles, whole_file
 
 WHOLE = {"epoch", "state_dict", "best_acc1", "optimizer", "sampler"}  # what --resume requires
@@ -69,6 +69,8 @@ def load_checkpoint(path, verified=False):
             "are not loaded; copy it again, or save its state_dict alone"
         ) from error
     except (OSError, RuntimeError, ValueError, EOFError, KeyError, AttributeError, zipfile.BadZipFile) as error:
+        if explain(error):  # not the file's fault
+            raise
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise UserError(f"{path} cannot be read as a checkpoint ({reason}); copy or download it again") from error
     if not isinstance(state, dict):

@@ -241,6 +241,8 @@ def join(url, world, own_rank, backend, limit=timedelta(minutes=30), run_id=""):
         store.set_timeout(limit)
         dist.init_process_group(backend, store=store, world_size=world, rank=own_rank, timeout=limit)
     except (RuntimeError, ValueError) as error:  # DistNetworkError is a RuntimeError
+        if explain(error):  # not the address's fault
+            raise
         first = str(error).strip().splitlines()[0]
         raise UserError(
             f"--dist-url {url} cannot be used by process {own_rank} of {world} ({first}); pass an address with a free "

@@ -1,5 +1,9 @@
 """The loader processes of a run, made once and used for training and every evaluation."""
 
+import os
+import resource
+from multiprocessing import active_children
+
 from torch.utils.data import DataLoader, Dataset
 
 from utils import distributed
@@ -20,6 +24,7 @@ class Feed:
     def __init__(self, datasets, args, device):
         self.datasets, self._plan = list(datasets), _Plan()
         workers = distributed.loader_workers(args)
+        _allow_open_files(workers)
         self.minutes = getattr(args, "timeout", 0)
         self._loader = DataLoader(
             _Joined(self.datasets),
@@ -43,7 +48,13 @@ class Feed:
         """
         number = next(i for i, own in enumerate(self.datasets) if own is dataset)
         self._plan.batches = [[(number, int(index)) for index in batch] for batch in plan]
-        return self._watched(iter(self._loader), dataset)
+        try:
+            iterator = iter(self._loader)
+        except BaseException:  # some of the processes may have started; Python would wait for them at its end
+            for process in active_children():
+                process.kill()
+            raise
+        return self._watched(iterator, dataset)
 
     def close(self):
         """End the loader processes. Python's own end would wait for them, and they for a signal that they ignore."""
@@ -62,6 +73,25 @@ class Feed:
                     f"no images have come from the loader processes for {self.minutes} minutes (--timeout); the next "
                     f"batch starts with {dataset.files_of(batch[0][1])[0]}: check that its disk answers"
                 ) from error
+
+
+def _allow_open_files(workers):
+    """Raise this process's limit of open files as far as loader processes need it and it can be raised.
+
+    Raises:
+        UserError: it cannot, and is too low to start them.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    opened = len(os.listdir("/dev/fd"))
+    starting, working = opened + 5 * workers + 16, opened + 9 * workers + 64  # measured, and some more
+    if workers and soft < working and soft != resource.RLIM_INFINITY:
+        soft = working if hard == resource.RLIM_INFINITY else min(working, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        if soft < starting:
+            raise UserError(
+                f"{soft} open files are too few for {workers} loader processes, which need {working}; use fewer "
+                f"--workers, or allow more (ulimit -n 4096)"
+            )
 
 
 class _Plan:

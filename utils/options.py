@@ -123,26 +123,43 @@ def explain(error):
     text = str(error).strip()
     if isinstance(error, UserError):
         return error.sentence()
-    if isinstance(error, OSError) and error.errno in FULL_DISK:
-        return f"the disk is full ({text}); free some space and run the command again"
     first = text.splitlines()[0] if text else type(error).__name__
-    scarce = isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
-    if isinstance(error, MemoryError) or scarce or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+    number = error.errno if isinstance(error, OSError) else None
+    shared = number in FULL_DISK and _raised_in(error, "multiprocessing")  # a semaphore
+    # torch's report of a loader process may interrupt anything, also a checkpoint being written.
+    causes = [str(cause).strip() for cause in (error, error.__context__) if isinstance(cause, RuntimeError | OSError)]
+    for cause in causes:
+        if "unable to allocate shared memory" in cause or "Bus error" in cause:
+            shared, first = True, cause.splitlines()[-1].rsplit("Error: ", 1)[-1]
+    if shared:
+        return (
+            f"there is too little shared memory ({first}); use fewer --workers or smaller batches, or enlarge /dev/shm "
+            "(docker run --shm-size=8g)"
+        )
+    if number in FULL_DISK:
+        return f"the disk is full ({text}); free some space and run the command again"
+    if number in (errno.EMFILE, errno.ENFILE) or any("too many open files" in cause.lower() for cause in causes):
+        return "too many files are open; use fewer --workers, or allow more (ulimit -n 4096)"
+    scarce = any("out of memory" in cause or "can't allocate memory" in cause for cause in causes)
+    scarce = scarce or (isinstance(error, ImportError) and "failed to map segment" in text)
+    if scarce or isinstance(error, MemoryError) or number == errno.ENOMEM:
         return f"there is too little memory ({first}); use smaller batches, smaller images or fewer processes"
-    # torch's report may interrupt anything, also a checkpoint being written.
-    for cause in (error, error.__context__):
-        if isinstance(cause, RuntimeError) and "DataLoader worker" in str(cause):
-            first = str(cause).strip().splitlines()[0]
+    for cause in causes:
+        if "DataLoader worker" in cause and "Caught" not in cause:
+            first = cause.splitlines()[0]
             return f"a loader process was killed ({first}), most likely for lack of memory; use fewer --workers"
-    if type(error).__name__ in ("BrokenProcessPool", "ProcessExitedException") or _lost_process(error):
+    lost = isinstance(error, EOFError | ConnectionError) and _raised_in(
+        error, "multiprocessing"
+    )  # at a pipe's other end
+    if lost or type(error).__name__ in ("BrokenProcessPool", "ProcessExitedException"):
         return f"a process was killed ({first}), most likely for lack of memory; use fewer processes or --workers"
     return None
 
 
-def _lost_process(error):
-    """Whether an error says that the process at the other end of a pipe is gone."""
-    frames = traceback.extract_tb(error.__traceback__) if isinstance(error, EOFError | ConnectionError) else ()
-    return bool(frames) and "multiprocessing" in Path(frames[-1].filename).parts
+def _raised_in(error, package):
+    """Whether an error comes from a package's code."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and package in Path(frames[-1].filename).parts
 
 
 def positive(text):

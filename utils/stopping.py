@@ -86,7 +86,8 @@ def forwarding(processes):
 
 
 def kill(processes, number=signal.SIGKILL):
-    """Send a signal to those processes that are alive."""
+    """Send a signal to those processes that are alive; those that were stopped (SIGSTOP) go on, to receive it."""
     for process in processes:
         if process.is_alive():
             os.kill(process.pid, number)
+            os.kill(process.pid, signal.SIGCONT)
