@@ -64,7 +64,7 @@ train() {
     [ -z "${EVAL:-}" ] || return 0
     more=("$@" $(smoke "$@") "${arguments[@]}")
     [ ! -f "$out/checkpoint.pth.tar" ] || more+=(--resume "$out/checkpoint.pth.tar")
-    run "$PYTHON" -u train.py --save_path "$out" "${more[@]}"
+    run "$PYTHON" -u train.py --save_path "$out" --checkpoint-minutes 15 "${more[@]}"
 }
 
 # The weights of a row: the best epoch's, else the last one's.

@@ -72,9 +72,9 @@ def grids(calls):
     return [run_grid.parse(words) for tool, *words in calls if tool == "scripts/run_grid.py"]
 
 
-def published(command, tuple_size=None, weights=None):
+def published(command, **added):
     """The options of a README command, with what the scripts add."""
-    return options(shlex.split(command)) | {"tuple_size": tuple_size, "weights": weights}
+    return options(shlex.split(command)) | added
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,9 @@ def test_rows_are_the_readmes_commands(folder, script, names):
     found = {(c["save_path"].name, c["evaluate"]): c for c in trainings(calls)}
     for name in names:
         out = f"result_{name}"
-        assert found[out, False] == published(TRAIN[name], 8 if "vigor" in name else 16)
+        assert found[out, False] == published(
+            TRAIN[name], tuple_size=8 if "vigor" in name else 16, checkpoint_minutes=15.0
+        )
         assert found[out, True] == published(EVALUATE[name], weights=Path(out) / "model_best.pth.tar")
     deit = {(row["arch"], row["dim"]) for (out, _), row in found.items() if out.endswith("_deit")}
     assert deit == (set() if script == "table3_vigor" else {(TRANSGEO_ARCH, 1536)})

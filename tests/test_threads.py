@@ -67,6 +67,8 @@ def test_threads_fit_the_free_cores(machine):
     assert chosen() == (2, "")
     machine(8, 3.0, OMP_NUM_THREADS="3", **under)
     assert chosen() == (None, "")
+    machine(8, OMP_NUM_THREADS="1", **under | {"LOCAL_WORLD_SIZE": "1"})  # it sets none for one process on a node
+    assert chosen() == (None, "")
 
 
 def test_a_resumed_training_keeps_its_threads(machine):

@@ -22,6 +22,8 @@ from utils.options import StoppedError, UserError, explain
 from utils.stopping import forwarding, kill
 from utils.workers import busy_cores, cores, follow_parent, starting_workers
 
+# Words of gloo and NCCL where a process has ended.
+LOST = ("Connection reset", "Connection closed", "Broken pipe", "remote process", "socketProgress", "Socket Timeout")
 POLITE = 15  # niceness of a training that begins beside other programs, which then keep most of their speed
 TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")  # environment variables
 STOPPING = 60  # seconds from a signal until processes that still run are killed
@@ -116,11 +118,11 @@ def choose_threads(args, stored=None, polite=False):
     stored = stored if isinstance(stored, int) and stored > 0 else None
     if args.device.startswith("cuda") or (args.device == "auto" and torch.cuda.is_available()):
         return []
+    processes = int(os.environ.get(TORCHRUN[3], 1)) if torchrun else _processes(args)
     given = os.environ.get("OMP_NUM_THREADS")
-    if given and not (torchrun and given == "1"):
+    if given and not (torchrun and processes > 1 and given == "1"):
         differs = stored is not None and stored != torch.get_num_threads()
         return [f"OMP_NUM_THREADS is {given}, before it was {stored}: results differ in their last digits"] * differs
-    processes = int(os.environ.get(TORCHRUN[3], 1)) if torchrun else _processes(args)
     busy, most, sentences = 0 if torchrun else round(busy_cores()), max(1, cores() // processes), []
     args.threads = max(1, (cores() - busy) // processes)
     if stored is not None and stored > most:
@@ -183,6 +185,16 @@ def _in_group(function, args, url, rank, world, local_rank):
     join(url, world, rank, backend, timedelta(minutes=args.timeout), getattr(args, "run_id", ""))
     try:
         return function(args, device)
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else ""
+        # Processes that this program has started are watched by it, and it knows what became of one.
+        watched = url != "env://" and world == args.processes_here
+        if "Timed out waiting" in reason or (any(words in reason for words in LOST) and not watched):
+            raise UserError(
+                f"the connection to another process was lost ({reason}): it has ended, hangs, or its node is gone; see "
+                "its log, and start all processes again with --resume auto"
+            ) from error
+        raise
     finally:
         leave()
 
