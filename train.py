@@ -55,6 +55,8 @@ from utils.stopping import Stopping
 
 log = logging.getLogger(__name__)
 
+EARLY_LOOK = 30  # seconds, at most, in which a new training reads evaluation images before it begins
+
 
 @dataclass
 class Training:
@@ -287,8 +289,17 @@ def train(datasets, training, args, device, files):
     if distributed.is_main():
         files.start_training(run_record(args, training), training.epoch)
     network, gradients = prepare_steps(training, args, device)
+    told = set()
     feed, stopping = Feed([train_set, *evaluated_views(*datasets[1:], args)], args, device), Stopping()
     with closing(feed), stopping.heeding():
+        if not args.resume:
+            read, total = feed.try_out(args.eval_batch_size, EARLY_LOOK)
+            if read < total:
+                log.info(
+                    "read %d of this process's %d evaluation images in %d s without an error; "
+                    "scripts/check_data.py --deep reads all",
+                    read, total, EARLY_LOOK,
+                )  # fmt: skip
         metrics = finish_epoch(datasets, training, args, device, files, feed) if training.unrecorded else None
         for epoch in range(training.epoch, args.epochs):
             train_set.set_epoch(epoch)
@@ -299,6 +310,7 @@ def train(datasets, training, args, device, files):
                 plan_epoch(sampler, epoch)
             line = {"epoch": epoch + 1, "lr": lr}
             line |= train_one_epoch(network, gradients, feed, training, args, device, epoch, stopping, files)
+            line |= tell_bad_images(train_set, told)
             if args.learn_temperature:
                 line["alpha"] = training.criterion.loss.alpha.item()
             training.epoch, training.line = epoch + 1, line
@@ -310,6 +322,17 @@ def train(datasets, training, args, device, files):
             if number and training.epoch < args.epochs:
                 raise StoppedError(number, f"continue with --resume {files.checkpoint}")
     return metrics
+
+
+def tell_bad_images(train_set, told):
+    """With --on-bad-image skip: log pairs that are not in `told`, and give metrics.jsonl the number of all."""
+    if train_set.bad is None:
+        return {}
+    found = set().union(*distributed.gather_objects(train_set.bad.nonzero().flatten().tolist()))
+    for index in sorted(found - told) if distributed.is_main() else ():
+        log.warning("a pair was left out, %s or %s, which cannot be read", *train_set.files_of(index))
+    told |= found
+    return {"bad_pairs": len(found)}
 
 
 def prepare_steps(training, args, device):

@@ -81,12 +81,15 @@ class PairDataset(Dataset, ABC):
         pixels: yield uint8 pixels instead of floats; `to_device` turns a batch of them into the same floats.
         cache: folder of resized images (`ImageCache`), filled as images are read; None for none.
         fast_decode: scaled JPEG decoding, see `ImageTransform`.
+        skip_bad: let another pair take the place of one that cannot be read, see `samples`.
 
     Attributes:
         ground, aerial: lists of paths.  tiles: (N, T) int64, see `Listing`.
         labels: (N,) row of each query's positive.  semi_positives: (N, T - 1) or None.
         missing, missing_tiles: numbers of pairs and of gallery images left out because a file is missing.
         lacking: paths of the missing files.
+        bad: (N,) bool, with `skip_bad`: pairs that could not be read so far.
+        in_training: number of places that are trained on as well, see `shared_with`; None if unknown.
 
     Raises:
         UserError: the folder does not look like the data set, a list is damaged, an image cannot be read.
@@ -119,18 +122,20 @@ class PairDataset(Dataset, ABC):
         pixels=False,
         cache=None,
         fast_decode=False,
+        skip_bad=False,
     ):
         self.view, self.split = _one_of("view", view, VIEWS), _one_of("split", self.own_split(split), self.splits)
         self.root = self.find_root(root)
         listing = self.read()
         if not listing.ground:
             raise self.wrong_root(self.root, f"its lists name no pairs of split {split}")
-        self.missing, self.missing_tiles, self.lacking = 0, 0, []
+        self.missing, self.missing_tiles, self.lacking, self.in_training = 0, 0, [], None
         if check_files:
             listing = self._drop_missing(listing)
         self.ground, self.aerial, self.tiles = listing
         if not self.ground:
-            raise self.wrong_root(self.root, f"none of the pairs of split {split} has both its images")
+            lacking = f"looked for {self.lacking[0]}" if self.lacking else "its lists name none"
+            raise self.wrong_root(self.root, f"none of the pairs of split {split} has both its images ({lacking})")
         sizes = INPUT_SIZES[self.name]
         images = ImageFiles if cache is None else partial(ImageCache, cache)
         ground_transform = ImageTransform(ground_size or sizes.ground, self.crop_ground, fast_decode)
@@ -142,7 +147,9 @@ class PairDataset(Dataset, ABC):
         self.augment, self.seed, self.pixels = augment, seed, pixels
         self.colour_jitter, self.patch_dropout = colour_jitter, patch_dropout
         self._turn = 0.0
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # loader workers see it change
+        # Loader processes share these two.
+        self.bad = torch.zeros(len(self.ground), dtype=torch.bool).share_memory_() if skip_bad else None
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     # What each layout defines.
 
@@ -215,6 +222,14 @@ class PairDataset(Dataset, ABC):
         digest = hashlib.sha256(names.encode("utf-8", "surrogateescape") + self.tiles.astype("<i8").tobytes())
         return f"{len(self.ground)} panoramas, {len(self.aerial)} tiles, {digest.hexdigest()[:12]}"
 
+    def shared_with(self, other):
+        """Number of panoramas that another split holds too, itself or, where each has its own, its tile."""
+        ground, aerial = set(other.ground), set(other.aerial) if self.one_to_one else ()
+        return sum(
+            path in ground or self.aerial[tile] in aerial
+            for path, tile in zip(self.ground, self.labels.tolist(), strict=True)
+        )
+
     def files_of(self, index):
         """Paths that sample `index` is read from."""
         if self.view == "aerial":
@@ -244,6 +259,35 @@ class PairDataset(Dataset, ABC):
         ground = self._disturb(self._seen(ground, index, epoch), (self.seed, index, epoch, 2))
         aerial = self._disturb(aerial, (self.seed, index, epoch, 3))
         return Pair(self._finish(ground), self._finish(aerial), index)
+
+    def samples(self, indices):
+        """The samples of a batch.
+
+        With `skip_bad`, a training pair that cannot be read is noted in `bad`, and a random one that has no tile in
+        common with the batch takes its place.
+        """
+        indices, samples = [int(index) for index in indices], []
+        for place, index in enumerate(indices):
+            try:
+                samples.append(self[index])
+            except UserError:
+                if self.bad is None or self.view != "pair":
+                    raise
+                self.bad[index] = True
+                samples.append(self._substitute(index, indices))
+                indices[place] = samples[-1].index
+        return samples
+
+    def _substitute(self, index, indices):
+        taken = self.tiles[indices]
+        for other in np.random.default_rng((self.seed, index, int(self._epoch), 4)).permutation(len(self))[:1000]:
+            tiles = self.tiles[other]
+            if not np.isin(tiles[tiles >= 0], taken).any() and not self.bad[other]:
+                try:
+                    return self[int(other)]
+                except UserError:
+                    self.bad[other] = True
+        raise UserError(f"{self.files_of(index)[0]} or its tile cannot be read, and no other pair can take its place")
 
     def load_ground(self, index):
         """(3, H, W) uint8 tensor of panorama `index`, all around."""
@@ -309,13 +353,33 @@ def exist(paths):
 
 
 def read_lines(path):
-    """Lines of a text file, without blank ones. Raises UserError if it cannot be read."""
+    """{number, from 1: line} of a text file, without blank lines. Raises UserError if it is empty or unreadable."""
     try:
-        return [line for line in Path(path).read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        lines = enumerate(Path(path).read_text(encoding="utf-8-sig").split("\n"), start=1)
+        if found := {number: line.strip() for number, line in lines if line.strip()}:
+            return found
+        raise UserError(f"the list {path} is empty; copy it again")
     except (OSError, UnicodeDecodeError) as error:
         if explain(error):  # not the file's fault
             raise
         raise UserError(f"the list {path} cannot be read ({error}); copy it again") from error
+
+
+def check_names(path, names):
+    """Raises UserError if a list names something twice, or a file outside of the data set.
+
+    Args:
+        path: of the list.  names: {number of the line: name}.
+    """
+    first = {}
+    for number, name in names.items():
+        if first.setdefault(name, number) != number:
+            raise UserError(
+                f"{path} line {number} names {name[:200]} again, after line {first[name]}: each may be listed once; "
+                "remove one of the lines"
+            )
+        if "/../" in f"/{name}/" or "\0" in name:
+            raise UserError(f"{path} line {number} names {name[:200]!r}; expected a path below the data set's folder")
 
 
 def _one_of(name, value, allowed):

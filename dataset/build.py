@@ -1,9 +1,12 @@
 """From parsed options to the three datasets of a run."""
 
+from contextlib import suppress
+
 from dataset.cvact import CVACT
 from dataset.cvusa import CVUSA
 from dataset.pairs import Pairs
 from dataset.vigor import VIGOR
+from utils.options import UserError
 
 LAYOUTS = {"cvusa": CVUSA, "cvact": CVACT, "vigor": VIGOR, "pairs": Pairs}
 
@@ -13,8 +16,8 @@ def build_datasets(args, pixels=False):
 
     Args:
         args: parsed options: dataset, data_root, cross, vigor_labels, ground_size, aerial_size, fov, augment, seed,
-            evaluate, and, if they exist, eval_split, vigor_cities, orientation, cache, fast_decode, colour_jitter and
-            patch_dropout.
+            evaluate, and, if they exist, eval_split, vigor_cities, orientation, cache, fast_decode, colour_jitter,
+            patch_dropout and on_bad_image.
         pixels: images as uint8, which `PairDataset.to_device` normalises, instead of floats.
 
     Returns:
@@ -35,14 +38,18 @@ def build_datasets(args, pixels=False):
         "cache": getattr(args, "cache", None),
         "fast_decode": getattr(args, "fast_decode", False),
     }
+    lists = {}
     if layout is VIGOR:
-        area = getattr(args, "vigor_cities", None)
-        kwargs |= {"cross": args.cross, "labels": args.vigor_labels, "area": area}
+        lists = {"cross": args.cross, "labels": args.vigor_labels, "area": getattr(args, "vigor_cities", None)}
     split = getattr(args, "eval_split", None) or layout.splits[1]
-    query = layout(args.data_root, split, view="ground", **kwargs)
-    reference = query.as_view("aerial")
+    query = layout(args.data_root, split, view="ground", **lists, **kwargs)
     if args.evaluate:
-        return None, query, reference
-    kwargs |= {name: getattr(args, name, 0) for name in ("augment", "colour_jitter", "patch_dropout")}
-    train = layout(args.data_root, "train", view="pair", **kwargs)
-    return train, query, reference
+        train = None
+        with suppress(UserError):  # an evaluation does not need the training's lists
+            query.in_training = query.shared_with(layout(args.data_root, "train", check_files=False, **lists))
+    else:
+        kwargs |= {name: getattr(args, name, 0) for name in ("augment", "colour_jitter", "patch_dropout")}
+        kwargs["skip_bad"] = getattr(args, "on_bad_image", "stop") == "skip"
+        train = layout(args.data_root, "train", view="pair", **lists, **kwargs)
+        query.in_training = query.shared_with(train)
+    return train, query, query.as_view("aerial")

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from dataset.base import Listing, PairDataset
+from dataset.base import Listing, PairDataset, check_names
 from dataset.transforms import crop_middle_half
 from utils.geodesy import Positions
-from utils.options import UserError
+from utils.options import UserError, explain
 
 INDEX_FIELDS = {
     "train": ("trainSet", "trainInd"),
@@ -18,6 +18,7 @@ INDEX_FIELDS = {
 }
 IMAGE_FOLDERS = {"train": "ANU_data_small", "val": "ANU_data_small", "test": "ANU_data_test"}
 LISTS = "ACT_data.mat"
+LARGEST_UTM = 1e7  # metres; a northing counts from the equator, or from 10,000 km south of it
 TEST_METRES = 5.0  # the test split has recalls of the exact pair, and of any tile within 5 m
 
 
@@ -103,7 +104,6 @@ def read_act_data(path, split):
         UserError: the file is not ACT_data.mat, or its indices leave the list.
     """
     from scipy.io import loadmat
-    from scipy.io.matlab import MatReadError
 
     struct, field = INDEX_FIELDS[split]
     try:
@@ -111,8 +111,9 @@ def read_act_data(path, split):
         ids = [str(name).strip() for name in np.atleast_1d(data["panoIds"])]
         rows = np.atleast_1d(np.asarray(data[struct][field])).ravel().astype(np.int64) - 1  # MATLAB counts from 1
         utm = np.asarray(data["utm"], dtype=np.float64).reshape(-1, 2)
-    # MatReadError: an empty file. NotImplementedError: one of MATLAB 7.3.
-    except (KeyError, ValueError, TypeError, OSError, NotImplementedError, IndexError, MatReadError) as error:
+    except Exception as error:  # whatever SciPy's reader meets in a damaged file
+        if explain(error):  # not the file's fault
+            raise
         raise UserError(
             f"{path} cannot be read as CVACT's lists ({type(error).__name__}: {error}); expected panoIds, utm and "
             f"{struct}.{field}"
@@ -122,4 +123,8 @@ def read_act_data(path, split):
             f"{path}: {struct}.{field} points outside the {len(ids)} panoramas, or utm has {len(utm)} rows; "
             "the file is damaged"
         )
+    if (np.abs(utm) > LARGEST_UTM).any():
+        raise UserError(f"{path}: utm holds {np.nanmax(np.abs(utm)):g}; expected eastings and northings in metres")
+    # A line of the list is an index.
+    check_names(f"{path}, {struct}.{field},", {number: ids[row] for number, row in enumerate(rows, start=1)})
     return ids, utm, rows

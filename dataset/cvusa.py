@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dataset.base import Listing, PairDataset, read_lines
+from dataset.base import Listing, PairDataset, check_names, read_lines
 from utils.geodesy import Positions
 from utils.options import UserError
 
@@ -43,16 +43,20 @@ class CVUSA(PairDataset):
 
     def _read(self, split):
         path = self.root / "splits" / f"{split}-19zl.csv"
-        root = str(self.root)
-        ground, aerial = [], []
-        for number, line in enumerate(read_lines(path), start=1):
+        ground, aerial = {}, {}
+        for number, line in read_lines(path).items():
             columns = [column.strip() for column in line.split(",")]
             if len(columns) < 2 or not all(columns[:2]):
                 raise UserError(f"{path} line {number} is {line[:80]!r}; expected aerial path,ground path,annotation")
-            aerial.append(f"{root}/{columns[0]}")
-            ground.append(f"{root}/{columns[1]}")
-        if not ground:
-            raise UserError(f"{path} holds no pairs; expected lines of aerial path,ground path,annotation path")
+            aerial[number], ground[number] = columns[:2]
+            if columns[0].startswith("streetview/") or columns[1].startswith("bingmap/"):
+                raise UserError(
+                    f"{path} line {number} is {line[:80]!r}: its columns are swapped; expected aerial path,ground path,"
+                    "annotation"
+                )
+        for names in (ground, aerial):
+            check_names(path, names)
+        ground, aerial = ([f"{self.root}/{name}" for name in names.values()] for names in (ground, aerial))
         return Listing(ground, aerial, np.arange(len(ground), dtype=np.int64)[:, None])
 
     @classmethod

@@ -1,12 +1,11 @@
 """Your own imagery: one north-aligned panorama and one north-up aerial image per place, matched by file name."""
 
 import os
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
 
-from dataset.base import Listing, PairDataset, read_lines
+from dataset.base import Listing, PairDataset, check_names, read_lines
 from utils.options import UserError
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff")
@@ -27,12 +26,10 @@ class Pairs(PairDataset):
   val.txt            ids of the test pairs"""
 
     def read(self):
-        ids = [line.strip() for line in read_lines(self.root / f"{self.split}.txt")]
-        if not ids:
-            raise UserError(f"{self.root / f'{self.split}.txt'} holds no ids; expected one a line")
-        if len(set(ids)) < len(ids):
-            again = next(name for name, count in Counter(ids).items() if count > 1)
-            raise UserError(f"{self.root / f'{self.split}.txt'} names {again} more than once; list each id once")
+        path = self.root / f"{self.split}.txt"
+        lines = read_lines(path)
+        check_names(path, lines)
+        ids = list(lines.values())
         folders = {view: self.root / view for view in ("ground", "aerial")}
         ending = {view: _endings(folder, set(ids)) for view, folder in folders.items()}
         paths = {

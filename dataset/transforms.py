@@ -85,6 +85,15 @@ def read_image(path, prepare=None):
         raise UserError(f"{path} cannot be read as an image ({error}); replace the file or remove it") from error
 
 
+def image_size(path):
+    """(width, height) in pixels from the head of an image file; None if it cannot be read."""
+    try:
+        with Image.open(path) as image:
+            return image.size
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return None
+
+
 def crop_middle_half(image):
     """Rows H/4 .. H/4*3 (integer quotients) of a PIL image: CVACT's full sphere without zenith and nadir."""
     quarter = image.height // 4

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dataset.base import Listing, PairDataset, read_lines
+from dataset.base import Listing, PairDataset, check_names, read_lines
 from utils.geodesy import Positions
 from utils.options import UserError
 from utils.paper import VIGOR_CITIES, VIGOR_CROSS_CITIES
@@ -55,9 +55,12 @@ class VIGOR(PairDataset):
         aerial, row_of = [], {}
         for city in self.cities:
             folder = self._image_folder(city, "satellite")
-            for name in read_lines(self._list(city, TILE_LIST)):
-                row_of[city, name.strip()] = len(aerial)
-                aerial.append(f"{folder}/{name.strip()}")
+            path = self._list(city, TILE_LIST)
+            names = read_lines(path)
+            check_names(path, names)
+            for name in names.values():
+                row_of[city, name] = len(aerial)
+                aerial.append(f"{folder}/{name}")
         ground, tiles, deltas = [], [], []
         for city in self.cities:
             path = self._list(city, self._label_file())
@@ -128,19 +131,31 @@ def read_labels(path):
     """A label list: N panorama names, N x 4 tile names, (N, 4, 2) float32 deltas (row, column) in pixels.
 
     Raises:
-        UserError: a line has not 13 columns, or a delta is not a number.
+        UserError: a line has not 13 columns, names the panorama of another line, or holds a delta that is not a number
+            of pixels within a tile's side.
     """
-    columns = [line.split() for line in read_lines(path)]
-    for number, row in enumerate(columns, start=1):
+    lines = {number: line.split() for number, line in read_lines(path).items()}
+    for number, row in lines.items():
         if len(row) != 1 + 3 * COVERING:
             raise UserError(
                 f"{path} line {number} has {len(row)} columns; expected 13: panorama, then four times tile, "
                 "delta row, delta column"
             )
-    try:
-        deltas = np.array([[row[2::3], row[3::3]] for row in columns], dtype=np.float32)
-    except ValueError as error:
-        raise UserError(f"{path} holds a delta that is not a number ({error})") from error
-    names = [row[0] for row in columns]
-    tiles = [row[1::3] for row in columns]
+    check_names(path, {number: row[0] for number, row in lines.items()})
+    deltas = np.array([[_delta(text) for text in (*row[2::3], *row[3::3])] for row in lines.values()], np.float32)
+    if not (within := (np.abs(deltas) <= TILE_PIXELS).all(1)).all():  # False for NaN
+        number = list(lines)[int(np.argmin(within))]
+        raise UserError(
+            f"{path} line {number} holds a delta that is not a number of pixels from -{TILE_PIXELS} to {TILE_PIXELS}: "
+            f"{' '.join(lines[number])[:200]}"
+        )
+    names = [row[0] for row in lines.values()]
+    tiles = [row[1::3] for row in lines.values()]
     return names, tiles, deltas.reshape(-1, 2, COVERING).transpose(0, 2, 1)
+
+
+def _delta(text):
+    try:
+        return float(text)
+    except ValueError:
+        return float("nan")

@@ -6,21 +6,16 @@ python scripts/build_cache.py --dataset cvusa --data-root DATA --cache DIR [--sp
 
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
-from tqdm import tqdm
 
-from utils.logging import on_terminal
+from scripts.common import on_all_cores
 from utils.options import DATASETS, Parser, UserError, handle_errors, positive
 from utils.paper import VIGOR_CITIES
-
-CHUNK = 16  # images that a worker makes at once
 
 
 def make(images, rows):
@@ -56,30 +51,16 @@ def fill(name, images, args):
     Raises:
         UserError: images that cannot be read (after the others are made), a full disk, a killed process.
     """
-    from utils.workers import cores, follow_parent, starting_workers
-
     missing = np.flatnonzero(~images.present())
     print(f"{name}: {len(images) - len(missing)} of {len(images)} are there")
     if not len(missing):
         return
     wrong, started = [], time.perf_counter()
-    chunks = [missing[i : i + CHUNK].tolist() for i in range(0, len(missing), CHUNK)]
-    with (
-        ProcessPoolExecutor(args.jobs or cores(), initializer=follow_parent) as pool,
-        tqdm(total=len(missing), desc=name, disable=not on_terminal(), dynamic_ncols=True) as bar,
-    ):
-        try:
-            with starting_workers():
-                results = pool.map(partial(make, images), chunks)
-            for chunk, sentences in zip(chunks, results, strict=True):
-                wrong += sentences
-                bar.update(len(chunk))
-        except BrokenProcessPool as error:
-            raise UserError("a process was killed, most likely for memory; continue with --jobs 1") from error
-        except OSError as error:
-            raise UserError(f"--cache {args.cache}: {error}; free some space and run the command again") from error
-        finally:
-            pool.shutdown(cancel_futures=True)
+    try:
+        for sentences in on_all_cores(partial(make, images), missing.tolist(), name, args.jobs):
+            wrong += sentences
+    except OSError as error:
+        raise UserError(f"--cache {args.cache}: {error}; free some space and run the command again") from error
     seconds = time.perf_counter() - started
     print(f"{name}: {len(missing) - len(wrong)} made in {seconds:.1f} s ({len(missing) / seconds:.0f} images/s)")
     if wrong:

@@ -4,11 +4,14 @@ import argparse
 import os
 import statistics
 import zipfile
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 
+from utils.logging import on_terminal
 from utils.options import DATASETS, UserError, build_parser, check, complete, natural, positive
 from utils.run_files import DESCRIPTOR_FILES, RunFiles, read_json
 
@@ -59,6 +62,33 @@ def save_figure(figure, stem, dpi=130):
         raise UserError(f"{stem} cannot be written ({error}); pass another --out") from error
     plt.close(figure)
     print(f"wrote {stem}.png and .pdf")
+
+
+def on_all_cores(function, items, label, jobs=None, chunk=16):
+    """Yield `function(part)` of each part of the list, in order, computed by processes (default: one per core).
+
+    Raises:
+        UserError: a process was killed.
+    """
+    from tqdm import tqdm
+
+    from utils.workers import cores, follow_parent, starting_workers
+
+    parts = [items[i : i + chunk] for i in range(0, len(items), chunk)]
+    with (
+        ProcessPoolExecutor(jobs or cores(), initializer=follow_parent) as pool,
+        tqdm(total=len(items), desc=label, disable=not on_terminal(), dynamic_ncols=True) as bar,
+    ):
+        try:
+            with starting_workers():
+                results = pool.map(function, parts)
+            for part, result in zip(parts, results, strict=True):
+                bar.update(len(part))
+                yield result
+        except BrokenProcessPool as error:
+            raise UserError("a process was killed, most likely for memory; continue with --jobs 1") from error
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def shorten(text, most):

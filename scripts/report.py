@@ -225,6 +225,8 @@ def remarks(results):
         counts = {"pairs": result.metrics.get("missing_pairs"), "tiles": result.metrics.get("missing_tiles")}
         if missing := " and ".join(f"{count} {what}" for what, count in counts.items() if count):
             out.append(f"{result.title or result.path}: {missing} were missing and are not counted.")
+        if trained := result.metrics.get("in_training"):
+            out.append(f"{result.title or result.path}: {trained} of its places are among the training's.")
     if without := [str(result.path) for result in results if not result.options]:
         out.append(f"No args.json, so the settings are unknown: {', '.join(without)}.")
     return "\n".join(out)

@@ -45,7 +45,7 @@ def test_real_vigor_labels_are_read_in_little_memory_and_agree_with_the_coordina
     cities = ("NewYork", "Seattle", "Chicago")
     splits = [VIGOR(REAL / "vigor_labels", split, area=cities, **kwargs) for split in ("train", "test")]
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**20  # kB
-    fourth = read_lines(REAL / "vigor_labels" / "SanFrancisco" / "satellite_list.txt")
+    fourth = [*read_lines(REAL / "vigor_labels" / "SanFrancisco" / "satellite_list.txt").values()]
     assert sum(len(data) for data in splits) == 76_999
     assert len(splits[0].aerial) + len(fourth) == 90_618
     for data in splits:

@@ -1,6 +1,8 @@
 """Whole runs through train.main."""
 
 import logging
+import shutil
+from pathlib import Path
 
 import make_data
 import numpy as np
@@ -9,8 +11,10 @@ import torch
 from make_data import ADAMW, ASAM, flags, history, record, stopped_after
 
 import train
+from dataset import VIGOR
 from model import FRGeo
 from utils.checkpoint import load_checkpoint, load_weights
+from utils.options import UserError
 from utils.seeding import KEEP_FREED, set_kernels
 
 
@@ -198,3 +202,58 @@ def test_a_resumed_run_ends_as_if_never_stopped(roots, tmp_path):
     torch.save(a | {"state_dict": a["online"]}, out / "online.pth")
     train.main([*evaluation, str(out / "online.pth")])
     assert not np.allclose(averaged, np.load(out / "grd_global_descriptor.npy"), atol=1e-3)
+
+
+# Damaged images.
+
+
+@pytest.fixture
+def damaged(roots, tmp_path):
+    """damaged(split, number, view): a copy of the CVUSA pairs in which one image cannot be read; its path."""
+
+    def make(split, number, view):
+        root = tmp_path / "data"
+        shutil.copytree(roots["cvusa"], root)
+        line = (root / "splits" / f"{split}-19zl.csv").read_text().splitlines()[number]
+        path = root / line.split(",")[view == "ground"]
+        path.write_bytes(path.read_bytes()[:200])
+        return root, path
+
+    return make
+
+
+@pytest.mark.parametrize("view", ["ground", "aerial"])
+@pytest.mark.parametrize("more", [[], ["-j", "1"]])
+def test_a_damaged_evaluation_image_is_found_before_training(damaged, tmp_path, refused, view, more):
+    root, path = damaged("val", 4, view)
+    error = refused(train.main, *flags(root, tmp_path / "run", *ADAMW, *more))
+    assert f"{path} cannot be read as an image" in error
+    assert "epoch 1 step" not in (tmp_path / "run" / "log.txt").read_text()
+
+
+@pytest.mark.parametrize("more", [[], ["-j", "2"], ["--multiprocessing-distributed", "--nprocs", "2"]])
+def test_a_pair_that_cannot_be_read_is_replaced_if_asked(damaged, tmp_path, refused, more):
+    root, path = damaged("train", 5, "aerial")
+    run = flags(root, tmp_path / "run", *ASAM, *more, "--epochs", "2")
+    if not more:
+        assert f"{path} cannot be read as an image" in refused(train.main, *run)
+    train.main([*run, "--on-bad-image", "skip"])
+    assert [line["bad_pairs"] for line in history(tmp_path / "run")] == [1, 1]
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert log.count("a pair was left out, ") == 1 and f"{path}, which cannot be read" in log
+
+
+def test_a_substitute_shares_no_tile_with_the_batch(roots, tmp_path):
+    root = make_data.write_vigor(tmp_path)
+    data = VIGOR(root, "train", ground_size=(32, 64), aerial_size=(32, 32), skip_bad=True)
+    for index in (0, 3):
+        Path(data.ground[index]).write_bytes(b"")
+    batch = [0, *range(1, 3)]
+    samples = data.samples(batch)
+    assert [sample.index for sample in samples[1:]] == batch[1:] and samples[0].index not in (0, 3)
+    own, others = data.tiles[samples[0].index], data.tiles[batch]
+    assert not np.isin(own, others).any() and data.bad.nonzero().flatten().tolist()[0] == 0
+    for path in data.ground:
+        Path(path).write_bytes(b"")
+    with pytest.raises(UserError, match="no other pair can take its place"):
+        data.samples(batch)

@@ -139,6 +139,7 @@ def record(metrics, datasets, args, files, weights, epoch, started, descriptors=
         "gallery": len(reference),
         "missing_pairs": query.missing,
         "missing_tiles": query.missing_tiles,
+        "in_training": query.in_training,
         "fov": query.fov,
         "orientation": query.orientation,
         "weights": str(weights),

@@ -2,11 +2,13 @@
 
 import os
 import resource
+import time
 from multiprocessing import active_children
 
 from torch.utils.data import DataLoader, Dataset
 
 from utils import distributed
+from utils.logging import progress_bar
 from utils.options import UserError
 from utils.stopping import ignore_in_loader
 
@@ -47,7 +49,7 @@ class Feed:
             UserError: no batch has come for --timeout minutes.
         """
         number = next(i for i, own in enumerate(self.datasets) if own is dataset)
-        self._plan.batches = [[(number, int(index)) for index in batch] for batch in plan]
+        self._plan.batches = [[(number, [int(index) for index in batch])] for batch in plan]
         try:
             iterator = iter(self._loader)
         except BaseException:  # some of the processes may have started; Python would wait for them at its end
@@ -55,6 +57,26 @@ class Feed:
                 process.kill()
             raise
         return self._watched(iterator, dataset)
+
+    def try_out(self, batch_size, seconds):
+        """Read this process's share of what `evaluated_views` show, for at most so long, to find damaged images early.
+
+        Returns:
+            (read, all): numbers of images.
+
+        Raises:
+            UserError: an image cannot be read.
+        """
+        done, total, end = 0, 0, time.monotonic() + seconds
+        for dataset in (self.datasets[1], self.datasets[-1]):  # queries, once; gallery
+            start, stop = distributed.shard(len(dataset))
+            plan = [range(first, min(first + batch_size, stop)) for first in range(start, stop, batch_size)]
+            total += stop - start
+            for _, indices in progress_bar(self.batches(dataset, plan), "reading evaluation images", len(plan)):
+                done += len(indices)
+                if time.monotonic() > end:
+                    break
+        return done, total
 
     def close(self):
         """End the loader processes. Python's own end would wait for them, and they for a signal that they ignore."""
@@ -71,7 +93,7 @@ class Feed:
                     raise
                 raise UserError(
                     f"no images have come from the loader processes for {self.minutes} minutes (--timeout); the next "
-                    f"batch starts with {dataset.files_of(batch[0][1])[0]}: check that its disk answers"
+                    f"batch starts with {dataset.files_of(batch[0][1][0])[0]}: check that its disk answers"
                 ) from error
 
 
@@ -107,11 +129,11 @@ class _Plan:
 
 
 class _Joined(Dataset):
-    """Samples of several datasets, by (number of the dataset, index)."""
+    """Batches of several datasets, each by its one key (number of the dataset, indices)."""
 
     def __init__(self, datasets):
         self.datasets = datasets
 
-    def __getitem__(self, key):
-        number, index = key
-        return self.datasets[number][index]
+    def __getitems__(self, batch):
+        ((number, indices),) = batch
+        return self.datasets[number].samples(indices)

@@ -137,6 +137,11 @@ def log_setup(options, device, model, datasets, notes):
         "%s: %d queries, gallery of %d, %d pairs missing, %d tiles missing",
         query.split, len(query), len(reference), query.missing, query.missing_tiles,
     )  # fmt: skip
+    if query.in_training and distributed.is_main():
+        log.warning(
+            "%d of the %d places of split %s are among the training's: these results say little about new places",
+            query.in_training, len(query), query.split,
+        )  # fmt: skip
 
 
 def log_training(args, sampler, train_set, pairs):

@@ -262,6 +262,8 @@ def build_parser():
         "there; the pixels stay the same (scripts/build_cache.py fills it in advance)")
     add("data", "--fast-decode", action="store_true",
         help="let the JPEG decoder scale large images down: faster, but pixels differ by a few grey levels")
+    add("machine", "--on-bad-image", default="stop", choices=("stop", "skip"), help="when a training image cannot be "
+        "read: stop, or train on another pair in its place and count it; an evaluation always stops (default: stop)")
     add("machine", "-j", "--workers", type=natural, metavar="N",
         help="loader processes per node (default: 32, at most the number of cores)")
 
