@@ -134,7 +134,7 @@ def run(source, notes, args, device):
     pretrained = {"imagenet": True, "none": False}.get(args.pretrained, args.pretrained)
     # Rank 0's weights reach the others in `prepare_steps`.
     model = build_model(args, pretrained=pretrained if state is None and distributed.is_main() else False)
-    epoch = stored_epoch(load_weights(model, state)) if state else None
+    epoch = None if state is None else stored_epoch(load_weights(model, state, source))
     model.to(device, memory_format=torch.channels_last)
     args.fast_gpu, reason = choose_fast_gpu(args, model, device)
     notes = [*notes, f"--fast-gpu is not used: {reason}"] if reason else notes
@@ -242,11 +242,19 @@ def restore(training, state, args):
             f"--resume {args.resume} holds weights only (a best model, or a released file); to start a training from "
             f"them pass --weights {args.resume}"
         )
-    for name, kind in (("optimizer", dict), ("sampler", dict), ("epoch", int), ("best_acc1", int | float)):
-        if not isinstance(state[name], kind) or (kind is dict and not state[name]):
-            raise UserError(
-                f"--resume {args.resume} is not a complete checkpoint: its {name} is damaged; pass another one"
-            )
+    own, groups = training.optimizer.state_dict()["param_groups"], []
+    if isinstance(state["optimizer"], dict) and isinstance(state["optimizer"].get("param_groups"), list):
+        groups = [len(group.get("params", ())) for group in state["optimizer"]["param_groups"]]
+    whole = {
+        "epoch": isinstance(state["epoch"], int) and state["epoch"] >= 0,
+        "best_acc1": isinstance(state["best_acc1"], int | float) and math.isfinite(state["best_acc1"]),
+        "optimizer": groups == [len(group["params"]) for group in own],
+        "sampler": isinstance(state["sampler"], dict) and training.sampler.fits(state["sampler"]),
+    }
+    if damaged := [name for name, good in whole.items() if not good]:
+        raise UserError(
+            f"--resume {args.resume} is not a complete checkpoint: its {damaged[0]} is damaged; pass another one"
+        )
     stored = state.get("lists") or {}
     if not stored:
         training.notes.append("the checkpoint does not store which lists it was trained on; they are not compared")

@@ -18,7 +18,7 @@ import torch
 
 from benchmarks.measure import measured, save_plot
 from utils.metrics import rank_queries
-from utils.options import Parser, UserError, handle_errors, positive
+from utils.options import Parser, UserError, handle_errors, path, positive
 
 ON_DISK = 1_000_000
 
@@ -69,7 +69,7 @@ def main(argv=None):
     parser.add_argument("--queries", type=positive, default=1_000)
     parser.add_argument("--dim", type=positive, default=3_072)
     parser.add_argument("--scratch", help="folder for galleries on disk (default: the system's)")
-    parser.add_argument("--out", type=Path, help="write the plot to OUT.png and OUT.pdf")
+    parser.add_argument("--out", type=path, help="write the plot to OUT.png and OUT.pdf")
     args = parser.parse_args(argv)
     with handle_errors("python -m benchmarks.growth"):
         sizes = [n for n in (1_000, 3_000, 10_000, 30_000, 100_000, 300_000, 1_000_000) if n <= args.largest]

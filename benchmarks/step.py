@@ -26,7 +26,7 @@ from model.depthwise import triton_fails
 from train import compute_gradients, train_step
 from utils.distributed import choose_device
 from utils.graphs import Recorded
-from utils.options import Parser, handle_errors, positive
+from utils.options import Parser, handle_errors, path, positive
 from utils.seeding import set_kernels
 
 LR, DECAY, RHO = 1e-4, 0.03, 2.5
@@ -185,7 +185,7 @@ def main(argv=None):
     parser.add_argument("--dataset", default="cvusa", choices=("cvusa", "cvact", "vigor"), help="image sizes")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--compile", action="store_true", help="also the compiled step")
-    parser.add_argument("--growth", type=Path, metavar="OUT", help="instead, the step over batches up to --batch")
+    parser.add_argument("--growth", type=path, metavar="OUT", help="instead, the step over batches up to --batch")
     args = parser.parse_args(argv)
     with handle_errors("python -m benchmarks.step"):
         device = choose_device(args.device).type

@@ -127,6 +127,16 @@ class MiningSampler(Sampler):
         state = {"queue": torch.from_numpy(self.queue), "items": self.items}
         return state | {"memory": self.memory.state_dict()} if self.memory is not None else state
 
+    @staticmethod
+    def fits(state):
+        """Whether a dict is a sampler's state: anchors within the set, and whole tensors for the memory, if any."""
+        queue, items, memory = (state.get(name) for name in ("queue", "items", "memory"))
+        if not (isinstance(items, int) and isinstance(queue, torch.Tensor) and queue.ndim == 1):
+            return False
+        within = not len(queue) or (int(queue.min()) >= 0 and int(queue.max()) < items)
+        parts = [] if memory is None else [memory.get(name) for name in ("ground", "aerial", "seen")]
+        return within and all(isinstance(part, torch.Tensor) and len(part) == items for part in parts)
+
     def load_state_dict(self, state):
         """Raises: UserError: the state belongs to another training set."""
         if state.get("items") != self.items:

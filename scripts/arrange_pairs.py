@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils.options import Parser, UserError, handle_errors
+from utils.options import Parser, UserError, handle_errors, path
 
 FOLDERS = ("bingmap/19", "streetview/panos")  # aerial images, ground images
 
@@ -51,8 +51,8 @@ def arrange(table, out):
 
 def main(argv=None):
     parser = Parser(__doc__)
-    parser.add_argument("table", help="CSV file, rows: aerial path, ground path")
-    parser.add_argument("out", help="folder to write")
+    parser.add_argument("table", type=path, help="CSV file, rows: aerial path, ground path")
+    parser.add_argument("out", type=path, help="folder to write")
     args = parser.parse_args(argv)
     with handle_errors("arrange_pairs.py"):
         print(f"{arrange(args.table, args.out)} pairs in {args.out}")

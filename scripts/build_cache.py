@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from scripts.common import on_all_cores
-from utils.options import DATASETS, Parser, UserError, handle_errors, positive
+from utils.options import DATASETS, Parser, UserError, handle_errors, path, pixels, positive
 from utils.paper import VIGOR_CITIES
 
 
@@ -70,18 +70,22 @@ def fill(name, images, args):
 def main(argv=None):
     parser = Parser(__doc__)
     parser.add_argument("--dataset", required=True, choices=DATASETS)
-    parser.add_argument("--data-root", required=True)
-    parser.add_argument("--cache", required=True, help="folder of the cache; it is made if it does not exist")
+    parser.add_argument("--data-root", required=True, type=path)
+    parser.add_argument("--cache", required=True, type=path, help="folder of the cache, made if it does not exist")
     parser.add_argument("--splits", nargs="+", choices=("train", "val", "test"), metavar="SPLIT",
                         help="default: those that training and evaluation use")  # fmt: skip
     parser.add_argument("--cross", action="store_true", help="VIGOR's cross-area lists")
     parser.add_argument("--vigor-labels", default="original", choices=("original", "corrected"))
     parser.add_argument("--vigor-cities", nargs="+", choices=VIGOR_CITIES, metavar="CITY", help="as passed to train.py")
-    parser.add_argument("--ground-size", nargs=2, type=positive, metavar=("H", "W"), help="as passed to train.py")
-    parser.add_argument("--aerial-size", nargs=2, type=positive, metavar=("H", "W"), help="as passed to train.py")
+    parser.add_argument("--ground-size", nargs=2, type=pixels, metavar=("H", "W"), help="as passed to train.py")
+    parser.add_argument("--aerial-size", nargs=2, type=pixels, metavar=("H", "W"), help="as passed to train.py")
     parser.add_argument("--fast-decode", action="store_true", help="as passed to train.py")
     parser.add_argument("--jobs", type=positive, help="processes (default: one per core)")
     args = parser.parse_args(argv)
+    if args.dataset != "vigor" and (args.cross or args.vigor_cities or args.vigor_labels != "original"):
+        parser.error(
+            f"--cross, --vigor-labels and --vigor-cities require --dataset vigor, not {args.dataset}; omit them"
+        )
     with handle_errors("build_cache.py", "interrupted; run the same command again to continue"):
         for name, images in caches(args):
             fill(name, images, args)

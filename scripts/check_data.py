@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from scripts.common import on_all_cores
-from utils.options import DATASETS, Parser, UserError, handle_errors
+from utils.options import DATASETS, Parser, UserError, handle_errors, path
 from utils.paper import VIGOR_CITIES
 
 # Ground resolution of the tiles in metres per pixel (VIGOR's paper; corrected: SliceMatch).
@@ -94,9 +94,9 @@ def unreadable(paths):
     from dataset.transforms import read_image
 
     wrong = []
-    for path in paths:
+    for image in paths:
         try:
-            read_image(path)
+            read_image(image)
         except UserError as error:
             wrong.append(str(error))
     return wrong
@@ -158,12 +158,14 @@ def check_one_to_one(layout, args):
 def main(argv=None):
     parser = Parser(__doc__)
     parser.add_argument("--dataset", required=True, choices=DATASETS)
-    parser.add_argument("--data-root", required=True)
+    parser.add_argument("--data-root", required=True, type=path)
     parser.add_argument("--labels", default="original", choices=("original", "corrected"), help="VIGOR's labels")
     images = parser.add_mutually_exclusive_group()
     images.add_argument("--no-images", action="store_true", help="look at the lists only")
     images.add_argument("--deep", action="store_true", help="read every image to its end, on all cores")
     args = parser.parse_args(argv)
+    if args.dataset != "vigor" and args.labels != "original":
+        parser.error(f"--labels {args.labels} requires --dataset vigor, not {args.dataset}; omit it")
     with handle_errors("check_data.py"):
         from dataset.build import LAYOUTS
 

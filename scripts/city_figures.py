@@ -18,7 +18,7 @@ from dataset.city import City, region_raster, render_aerial, write_city
 from dataset.city.layouts import METRES_PER_PIXEL, PIXELS, STEP, Grid, choose_panoramas, same_area_split
 from dataset.city.style import VIGOR_STYLES
 from scripts.common import make_folder
-from utils.options import Parser, handle_errors, natural
+from utils.options import Parser, handle_errors, natural, path
 
 HEIGHT, GAP, TITLE = 164, 6, 30  # pixels, on the page of pairs
 GROUND_WIDTH = HEIGHT * 1232 // 224
@@ -113,7 +113,7 @@ def draw_map(seed, index, tiles=196, panoramas=200, size=1400):
 
 def main(argv=None):
     parser = Parser(__doc__)
-    parser.add_argument("--out", default="images", help="folder for the figures (default: %(default)s)")
+    parser.add_argument("--out", type=path, default="images", help="folder for the figures (default: %(default)s)")
     parser.add_argument("--seed", type=natural, default=0)
     args = parser.parse_args(argv)
     out = Path(args.out)

@@ -22,7 +22,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from scripts.common import BLUE, GREY, RED, save_figure
-from utils.options import Parser, UserError, handle_errors, positive
+from utils.options import Parser, UserError, handle_errors, path, pixels, positive
 from utils.paper import INPUT_SIZES, PUBLISHED_METRICS, TRANSGEO_ARCH
 
 DATASETS = ("cvusa", "cvact", "vigor")
@@ -170,11 +170,11 @@ def main(argv=None):
     parser.add_argument("--dataset", nargs="+", choices=DATASETS, default=DATASETS, help="input sizes (default: all)")
     parser.add_argument("--arch", nargs="+", default=["convnext_tiny"], help="timm networks (default: convnext_tiny)")
     parser.add_argument("--pool", choices=("frm", "gap"), default="frm", help="as in train.py (default: frm)")
-    parser.add_argument("--ground-size", nargs=2, type=positive, metavar=("H", "W"), help="instead of the data set's")
-    parser.add_argument("--aerial-size", nargs=2, type=positive, metavar=("H", "W"), help="instead of the data set's")
+    parser.add_argument("--ground-size", nargs=2, type=pixels, metavar=("H", "W"), help="instead of the data set's")
+    parser.add_argument("--aerial-size", nargs=2, type=pixels, metavar=("H", "W"), help="instead of the data set's")
     parser.add_argument("--measure", action="store_true", help="also time and memory of a pair on this machine")
     parser.add_argument("--runs", type=positive, default=10, help="timed runs, after two that are not (default: 10)")
-    parser.add_argument("--plot", type=Path, metavar="OUT", help="write the bubble plot to OUT.png and OUT.pdf")
+    parser.add_argument("--plot", type=path, metavar="OUT", help="write the bubble plot to OUT.png and OUT.pdf")
     args = parser.parse_args(argv)
     with handle_errors("complexity.py"):
         head = HEAD + MEASURED * args.measure

@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tqdm import tqdm
 
 from utils.logging import on_terminal
-from utils.options import Parser, UserError, handle_errors, natural, positive
+from utils.options import Parser, UserError, handle_errors, natural, path, positive
 
 TRAIN = Path(__file__).resolve().parents[1] / "train.py"
 RECIPE = (
@@ -115,7 +115,7 @@ def main(argv=None):
     parser.add_argument("--nprocs", type=positive, default=1, help="processes of the training (default: 1)")
     parser.add_argument("--epochs", type=positive, help="epochs of the training (default: 4 for each kill)")
     parser.add_argument("--seed", type=natural, default=0, help="of the moments and signals (default: 0)")
-    parser.add_argument("--out", type=Path, help="folder to write (default: a temporary one)")
+    parser.add_argument("--out", type=path, help="folder to write (default: a temporary one)")
     args = parser.parse_args(argv)
     with handle_errors("kill_test.py"), tempfile.TemporaryDirectory() as temporary:
         run(args.kills, args.nprocs, args.epochs or 4 * args.kills, args.seed, args.out or Path(temporary))

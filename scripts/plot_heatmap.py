@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from scripts import common
-from utils.options import Parser, UserError, handle_errors
+from utils.options import Parser, UserError, handle_errors, path
 
 SHOWN_HEIGHT = 256  # pixels of a panorama on the page
 BLOCKS = 2  # queries side by side
@@ -167,11 +167,11 @@ def draw_view(axis, view, picture, heat, regions):
 
 def main(argv=None):
     parser = Parser(__doc__)
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of trained runs, on the same data")
+    parser.add_argument("runs", nargs="+", type=path, metavar="RUN", help="folders of trained runs, on the same data")
     parser.add_argument("--names", nargs="+", help="names of the runs (default: the folders')")
-    parser.add_argument("--data-root", help="folder of the data (default: each run's own)")
+    parser.add_argument("--data-root", type=path, help="folder of the data (default: each run's own)")
     common.add_query_flags(parser, 4)
-    parser.add_argument("--out", type=Path, help="path without ending (default: heatmap in the last folder)")
+    parser.add_argument("--out", type=path, help="path without ending (default: heatmap in the last folder)")
     args = parser.parse_args(argv)
     with handle_errors("plot_heatmap.py"):
         names = common.run_names(args.runs, args.names)

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from scripts.common import RED, save_figure
-from utils.options import Parser, UserError, handle_errors, natural
+from utils.options import Parser, UserError, handle_errors, natural, path
 from utils.paper import WBL_ALPHA
 
 SIZE = (196, 78)  # units of the drawing, 13 to an inch
@@ -182,9 +182,9 @@ def draw(ground, aerial):
 
 def main(argv=None):
     parser = Parser(__doc__)
-    parser.add_argument("--out", type=Path, default=Path("images/overview"), help="path without ending (%(default)s)")
-    parser.add_argument("--ground", type=Path, help="panorama to show, with --aerial (default: from a procedural city)")
-    parser.add_argument("--aerial", type=Path, help="aerial image to show, with --ground")
+    parser.add_argument("--out", type=path, default=Path("images/overview"), help="path without ending (%(default)s)")
+    parser.add_argument("--ground", type=path, help="panorama to show, with --aerial (default: from a procedural city)")
+    parser.add_argument("--aerial", type=path, help="aerial image to show, with --ground")
     parser.add_argument("--seed", type=natural, default=2, help="seed of the procedural city (default: 2)")
     args = parser.parse_args(argv)
     with handle_errors("plot_overview.py"):

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from scripts import common
-from utils.options import Parser, UserError, handle_errors
+from utils.options import Parser, UserError, handle_errors, path
 
 TOP = 5
 
@@ -74,7 +74,7 @@ def draw_recall(ranks, gallery, name):
 def load(args, data_flags):
     """`load_evaluation` of a run's folder, or `load_files` of two files and the flags of their data."""
     if common.are_files(args.sources):
-        root = ["--data-root", args.data_root] if args.data_root else []
+        root = ["--data-root", str(args.data_root)] if args.data_root else []
         return common.load_files(*args.sources, [*data_flags, *root])
     if len(args.sources) > 1:
         raise UserError(f"{', '.join(map(str, args.sources))}: pass the folder of one run")
@@ -86,9 +86,9 @@ def load(args, data_flags):
 def main(argv=None):
     parser = Parser(__doc__)
     sources = "folder of a run evaluated with -e, or two .npy files"
-    parser.add_argument("sources", nargs="+", type=Path, metavar="SAVE_PATH", help=sources)
-    parser.add_argument("--data-root", help="folder of the data (default: the run's)")
-    parser.add_argument("--out", type=Path, help="folder to write to (default: SAVE_PATH)")
+    parser.add_argument("sources", nargs="+", type=path, metavar="SAVE_PATH", help=sources)
+    parser.add_argument("--data-root", type=path, help="folder of the data (default: the run's)")
+    parser.add_argument("--out", type=path, help="folder to write to (default: SAVE_PATH)")
     parser.add_argument("--failures", action="store_true", help="show the --count queries with the worst ranks")
     common.add_query_flags(parser, 6)
     args, data_flags = parser.parse_known_args(argv)

@@ -14,7 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from scripts.common import require, run_names, save_figure
-from utils.options import Parser, UserError, handle_errors
+from utils.options import Parser, UserError, handle_errors, path
 
 # Measure: label, line style, marker.
 SIMILARITIES = {"positive_similarity": ("true pairs", "-", "o"), "negative_similarity": ("others", "--", "o")}
@@ -35,8 +35,11 @@ def read_history(folder):
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}); expected a line of JSON per epoch") from error
+    numbers = int | float | None
     if not lines or not all(isinstance(line, dict) and "epoch" in line for line in lines):
         raise UserError(f"{path} holds {len(lines)} lines; expected at least one, each with its epoch")
+    if not all(isinstance(value, numbers) for line in lines for value in line.values()):
+        raise UserError(f"{path} holds values that are not numbers; expected what train.py wrote")
     return lines
 
 
@@ -83,9 +86,9 @@ def draw(histories):
 
 def main(argv=None):
     parser = Parser(__doc__)
-    parser.add_argument("runs", nargs="+", type=Path, metavar="SAVE_PATH", help="folders with metrics.jsonl")
+    parser.add_argument("runs", nargs="+", type=path, metavar="SAVE_PATH", help="folders with metrics.jsonl")
     parser.add_argument("--names", nargs="+", help="names of the runs (default: the folders')")
-    parser.add_argument("--out", type=Path, help="path without ending (default: training in the first run)")
+    parser.add_argument("--out", type=path, help="path without ending (default: training in the first run)")
     args = parser.parse_args(argv)
     with handle_errors("plot_training.py"):
         names = run_names(args.runs, args.names)

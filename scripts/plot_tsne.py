@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from scripts import common
-from utils.options import Parser, UserError, handle_errors, natural, positive
+from utils.options import Parser, UserError, handle_errors, natural, path, positive
 
 BLOCK = 128  # queries compared with the gallery at once
 
@@ -133,13 +133,13 @@ def draw(panels, args):
 
 def main(argv=None):
     parser = Parser(__doc__)
-    parser.add_argument("sources", nargs="+", type=Path, metavar="SAVE_PATH", help="evaluated runs, or two .npy files")
+    parser.add_argument("sources", nargs="+", type=path, metavar="SAVE_PATH", help="evaluated runs, or two .npy files")
     parser.add_argument("--names", nargs="+", help="titles of the panels (default: the folders' names)")
-    parser.add_argument("--data-root", help="folder of the data, which only VIGOR needs (default: the run's)")
+    parser.add_argument("--data-root", type=path, help="folder of the data, for VIGOR only (default: the run's)")
     parser.add_argument("--pairs", type=positive, default=100, help="pairs to draw (default: 100)")
     parser.add_argument("--perplexity", type=positive, default=15, help="neighbours that count (default: 15)")
     parser.add_argument("--seed", type=natural, default=0, help="seed of the pairs drawn and of t-SNE (default: 0)")
-    parser.add_argument("--out", type=Path, help="path without ending (default: tsne in the first folder)")
+    parser.add_argument("--out", type=path, help="path without ending (default: tsne in the first folder)")
     args = parser.parse_args(argv)
     with handle_errors("plot_tsne.py"):
         panels = read_sources(args.sources, args.data_root, args.names)

@@ -20,7 +20,7 @@ from typing import NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from scripts.common import make_folder, named, spread
-from utils.options import Parser, UserError, build_parser, handle_errors, options_of
+from utils.options import Parser, UserError, build_parser, handle_errors, options_of, path
 from utils.paper import PUBLISHED_METRICS, published_name
 from utils.run_files import read_json, write_text
 
@@ -118,7 +118,7 @@ def find_results(sources):
 def read_result(path, name=None):
     """The `Result` of a metrics.json. Raises UserError if it is none."""
     metrics, options = read_json(path), read_json(path.with_name("args.json"))
-    if not {"R@1", "dataset", "split"} <= metrics.keys():
+    if "R@1" not in metrics or not all(isinstance(metrics.get(key), str) for key in ("dataset", "split")):
         raise UserError(f"{path} holds no evaluation (R@1, dataset, split); expected a metrics.json of train.py")
     counts = [metrics.get(key, 1) for key in ("queries", "gallery")]
     numbers = [value for key, value in metrics.items() if key.startswith(MEASURES)]
@@ -243,7 +243,7 @@ def source(text):
 def main(argv=None):
     parser = Parser(__doc__)
     parser.add_argument("results", nargs="+", type=source, metavar="RESULT", help="[NAME=]metrics.json or folder")
-    parser.add_argument("--out", type=Path, help="also write the table to this file")
+    parser.add_argument("--out", type=path, help="also write the table to this file")
     args = parser.parse_args(argv)
     with handle_errors("report.py"):
         results = find_results(args.results)

@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from scripts.common import make_folder, named, save_figure, spread
 from utils.logging import on_terminal
-from utils.options import Parser, UserError, handle_errors, natural, positive
+from utils.options import Parser, UserError, handle_errors, natural, path, positive
 from utils.run_files import write_json
 
 SHOWN = ("R@1", "R@5", "R@10")  # in the table; the first alone if there are several data sets
@@ -179,7 +179,7 @@ def run_grid(args):
 
 def parse(argv=None):
     parser = Parser(__doc__)
-    parser.add_argument("--out", required=True, type=Path, help="folder of the runs and the results")
+    parser.add_argument("--out", required=True, type=path, help="folder of the runs and the results")
     parser.add_argument("--data", required=True, type=named_flags, action="append", metavar="NAME=FLAGS")
     parser.add_argument("--variant", required=True, type=named_flags, action="append", metavar="NAME=FLAGS")
     parser.add_argument("--common", default=[], type=flags, metavar="FLAGS", help="flags of all runs")

@@ -95,11 +95,11 @@ def latest_checkpoint(path):
     return path, []
 
 
-def load_weights(model, path):
+def load_weights(model, path, name="the checkpoint"):
     """Load a model's weights, strictly, from a file of this project or of the published release.
 
     Args:
-        model: `model.FRGeo`.  path: checkpoint file, or its already loaded dict.
+        model: `model.FRGeo`.  path: checkpoint file, or its already loaded dict, which messages call `name`.
 
     Returns:
         dict: what else the file holds (epoch, best_acc1, args, ...), without weights and optimiser.
@@ -107,7 +107,7 @@ def load_weights(model, path):
     Raises:
         UserError: the file is missing or damaged, or a weight is missing, unexpected or has another shape.
     """
-    state, name = (path, "the checkpoint") if isinstance(path, dict) else (load_checkpoint(path), str(path))
+    state, name = (path, name) if isinstance(path, dict) else (load_checkpoint(path), path)
     weights = state.get("state_dict", state)
     weights = weights if isinstance(weights, dict) else {}
     weights = {_own_name(str(key)): value for key, value in weights.items() if isinstance(value, torch.Tensor)}
@@ -120,6 +120,9 @@ def load_weights(model, path):
             f"{name} does not fit this model: {misfits}; pass the --arch, --pool and --share that it was trained "
             f"with{trained}"
         )
+    for key, value in weights.items():
+        if value.layout != torch.strided or value.is_meta or value.is_complex():
+            raise UserError(f"{name} holds weights without values that a network can use ({key}); save them again")
     own = model.state_dict()
     for key in [key for key in own if key.startswith("query_net.")]:
         other = key.replace("query_net.", "reference_net.", 1)

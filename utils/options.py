@@ -23,6 +23,7 @@ KINDS = {
     "data": "names the images: --resume takes it from the checkpoint; a contradiction is refused",
     "machine": "says where and how a run is carried out: free to change",
 }
+LARGEST_SIDE = 32_768  # pixels
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 DESCRIPTION = """\
@@ -172,9 +173,17 @@ def natural(text):
     return _whole_number(text, 0)
 
 
+def pixels(text):
+    """A flag's height or width of images."""
+    value = _whole_number(text, 1)
+    if value > LARGEST_SIDE:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of pixels from 1 to {LARGEST_SIDE}")
+    return value
+
+
 def _whole_number(text, least):
-    if not (text.isdecimal() and int(text) >= least):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {least}")
+    if not (text.isdecimal() and least <= int(text) < 2**63):
+        raise argparse.ArgumentTypeError(f"{text[:30]!r} is not a whole number of at least {least}")
     return int(text)
 
 
@@ -246,9 +255,9 @@ def build_parser():
         f"({', '.join(VIGOR_CITIES)}; default: all)")
     add("data", "--eval-split", choices=("val", "test"), help="split to evaluate; only CVACT has both, and for "
         "its test split recalls that accept any tile within 5 m are added (default: val)")
-    add("model", "--ground-size", nargs=2, type=positive, metavar=("H", "W"),
+    add("model", "--ground-size", nargs=2, type=pixels, metavar=("H", "W"),
         help="panorama size in pixels (default: 128 512; VIGOR 320 640)")
-    add("model", "--aerial-size", nargs=2, type=positive, metavar=("H", "W"),
+    add("model", "--aerial-size", nargs=2, type=pixels, metavar=("H", "W"),
         help="aerial image size in pixels (default: 256 256; VIGOR 320 320)")
     add("data", "--fov", default=0, type=int, metavar="DEG",
         help="horizontal field of view of the panoramas in degrees (default: 0, the full 360)")
@@ -461,6 +470,29 @@ def check(args):
     return args
 
 
+def check_stored(stored, name, kinds):
+    """Raises UserError if a checkpoint, called `name`, stores a value that an option of these KINDS cannot have."""
+    for action in build_parser()._actions:
+        value = stored.get(action.dest)
+        if getattr(action, "kind", None) not in kinds or value is None:
+            continue
+        parts = value if isinstance(value, list | tuple) and action.nargs else [value]
+        try:
+            if action.nargs == 0 and not isinstance(value, bool):
+                raise ValueError("expected true or false")
+            if action.nargs in (0, None) and action.type is None and not isinstance(value, bool | str):
+                raise ValueError("expected a text")
+            if isinstance(action.nargs, int) and action.nargs > 0 and len(parts) != action.nargs:
+                raise ValueError(f"expected {action.nargs} values")
+            parts = [action.type(str(part)) if action.type else part for part in parts]
+            if action.choices and not set(parts) <= set(action.choices):
+                raise ValueError(f"expected {', '.join(map(str, action.choices))}")
+        except (ValueError, TypeError, argparse.ArgumentTypeError) as error:
+            raise UserError(
+                f"{name} stores {flag(action.dest)} {_text(value)[:99]} ({error}); it is damaged or of a later version"
+            ) from None
+
+
 def complete(args, stored, name, kinds=None):
     """Fill options that were not given: from the checkpoint `stored`, else with the paper's defaults. Then `check`.
 
@@ -476,6 +508,7 @@ def complete(args, stored, name, kinds=None):
         UserError: a given option contradicts the checkpoint.
     """
     kinds = kinds or (("model", "recipe", "data") if args.resume else ("model",))
+    check_stored(stored, name, (*kinds, "data"))
     sizes = INPUT_SIZES[stored.get("dataset", args.dataset) if "data" in kinds else args.dataset]
     defaults = {"arch": "convnext_tiny", "pool": "frm", "share": False, "ground_size": list(sizes.ground),
                 "aerial_size": list(sizes.aerial)}  # fmt: skip
