@@ -55,6 +55,7 @@ from utils.stopping import Stopping
 
 log = logging.getLogger(__name__)
 
+COLLAPSED = 0.98  # cosine similarity of different places in training
 EARLY_LOOK = 30  # seconds, at most, in which a new training reads evaluation images before it begins
 
 
@@ -378,25 +379,48 @@ def train_one_epoch(network, gradients, feed, training, args, device, epoch, sto
     lr, steps, first = training.optimizer.param_groups[0]["lr"], len(sampler), progress.step
     batches = feed.batches(train_set, list(sampler)[first:])  # draws a random number of its own, before these are set
     progress.set_random(args.seed, epoch)
-    saved = started
+    saved, told = started, False
     for ground, aerial, index in progress_bar(batches, f"epoch {epoch + 1}", total=steps - first):
         ground, aerial = train_set.to_device(ground, device), train_set.to_device(aerial, device)
         autocast = precision(args, device)
-        values, q, k = train_step(network, training.criterion, training.optimizer, ground, aerial, autocast, gradients)
-        sampler.update(index, q, k)
-        if training.ema:
-            training.ema_steps += 1
-            training.ema.update(training.model, training.ema_steps)
-        progress.add(values)
+        patient = (True,) * bool(args.nan_patience)
+        values, q, k = train_step(
+            network, training.criterion, training.optimizer, ground, aerial, autocast, gradients, *patient
+        )
+        if patient and not values.isfinite().all():
+            progress.leave_out()
+            sentence = not_finite(train_set, epoch, progress.step, index)
+            if progress.bad > args.nan_patience:
+                raise UserError(f"{sentence}; so it was {progress.bad} times in a row (--nan-patience)")
+            log.warning("%s; the step is left out", sentence)
+        else:
+            sampler.update(index, q, k)
+            if training.ema:
+                training.ema_steps += 1
+                training.ema.update(training.model, training.ema_steps)
+            progress.add(values, index)
         step = progress.step
+        due = bool(args.checkpoint_steps) and step % args.checkpoint_steps == 0
+        if distributed.is_main() and args.checkpoint_minutes:
+            due = due or time.perf_counter() - saved > 60 * args.checkpoint_minutes
+        save, number = stopping.agreed(due)
+        # Looking at the values waits for the device, which is not done in every step.
+        if (save or step % args.print_freq == 0 or step == steps) and (bad := progress.first_bad()):
+            last = f"the last checkpoint is {files.checkpoint}, " if files.checkpoint.exists() else ""
+            raise UserError(
+                f"{not_finite(train_set, epoch, *bad)}; {last}start again with --lr below {args.lr:g}, with earlier "
+                "weights (--weights PATH), or with --nan-patience"
+            )
         if step % args.print_freq == 0 or step == steps:
             count = args.print_freq if step % args.print_freq == 0 else step % args.print_freq
-            loss, positive, negative = (progress.window / count).tolist()  # the only synchronisation with the device
-            if not math.isfinite(loss):
-                raise UserError(
-                    f"the loss is {loss} in epoch {epoch + 1}, step {step}: the training has diverged; start a new one "
-                    f"with --lr below {args.lr:g}, if possible from earlier weights (--weights PATH)"
-                )
+            loss, positive, negative = (progress.window / count).tolist()
+            if negative > COLLAPSED and not told:
+                log.warning(
+                    "descriptors are collapsing: those of different places have a cosine similarity of %.3f; a lower "
+                    "--lr or a larger batch may help",
+                    negative,
+                )  # fmt: skip
+                told = True
             speed = 2 * sampler.batch_size * min(count, step - first) / (time.perf_counter() - last)
             log.info(
                 "epoch %d step %d/%d: loss %.4f, positive %.3f, negative %.3f, lr %.3g, %.1f images/s",
@@ -404,10 +428,6 @@ def train_one_epoch(network, gradients, feed, training, args, device, epoch, sto
             )  # fmt: skip
             progress.window.zero_()
             last = time.perf_counter()
-        due = bool(args.checkpoint_steps) and step % args.checkpoint_steps == 0
-        if distributed.is_main() and args.checkpoint_minutes:
-            due = due or time.perf_counter() - saved > 60 * args.checkpoint_minutes
-        save, number = stopping.agreed(due)
         if save and step < steps:  # else the epoch's end is saved next
             inside = progress.state(sampler, time.perf_counter() - started)
             if distributed.is_main():
@@ -416,7 +436,8 @@ def train_one_epoch(network, gradients, feed, training, args, device, epoch, sto
             saved = time.perf_counter()
             if number:
                 raise StoppedError(number, f"continue with --resume {files.checkpoint}")
-    loss, positive, negative = distributed.mean_over_ranks((progress.totals / steps).tolist())
+    taken = max(1, steps - progress.left_out)
+    loss, positive, negative = distributed.mean_over_ranks((progress.totals / taken).tolist())
     seconds = progress.seconds + time.perf_counter() - started
     return {
         "loss": loss,
@@ -427,7 +448,17 @@ def train_one_epoch(network, gradients, feed, training, args, device, epoch, sto
     }
 
 
-def train_step(network, criterion, optimizer, ground, aerial, autocast, gradients=None):
+def not_finite(train_set, epoch, step, indices):
+    """A sentence on a step whose loss or gradient is not finite; the log gets all files of its batch."""
+    batch = [path for index in indices.tolist() for path in train_set.files_of(index)]
+    log.warning("the batch of epoch %d, step %d: %s", epoch + 1, step, ", ".join(batch))
+    return (
+        f"the loss or its gradient is not finite in epoch {epoch + 1}, step {step} (a batch of {len(indices)} pairs, "
+        f"{batch[0]} and others, listed in log.txt)"
+    )
+
+
+def train_step(network, criterion, optimizer, ground, aerial, autocast, gradients=None, patient=False):
     """Take one step of a plain optimiser or of SAM.
 
     Args:
@@ -435,26 +466,40 @@ def train_step(network, criterion, optimizer, ground, aerial, autocast, gradient
         optimizer: one of PyTorch's, or `SAM`, which needs loss and gradient at w and again at w + e.
         ground, aerial: (B, 3, H, W) float.  autocast: a context for the network.
         gradients: what to call in place of `compute_gradients`: the same, `Recorded`.
+        patient: wait for the device, and take no step if loss or gradient are not finite.
 
     Returns:
-        (3,) float64 loss, positive and negative similarity, and the descriptors (B, dim) that they come from, all at
-        the weights before the step.
+        (3,) float64 loss, positive and negative similarity, NaN if a gradient is not finite, and the descriptors
+        (B, dim) that they come from, all at the weights before the step.
     """
     gradients = gradients or partial(compute_gradients, network, criterion, autocast)
     averaged = (criterion,) if isinstance(network, DistributedDataParallel) else (criterion, network)
 
     values, q, k = gradients(ground, aerial)
     distributed.average_gradients(*averaged)
+    values = values + zero_if_finite(network)
     if isinstance(optimizer, SAM):
         optimizer.first_step(zero_grad=True)
         with frozen_statistics(network):
             gradients(ground, aerial)
         distributed.average_gradients(*averaged)
-        optimizer.second_step(zero_grad=True)
-    else:
+        values = values + zero_if_finite(network)
+        if patient and not values.isfinite().all():
+            optimizer.step_back()
+        else:
+            optimizer.second_step()
+    elif not (patient and not values.isfinite().all()):
         optimizer.step()
-        optimizer.zero_grad()
+    optimizer.zero_grad()
     return values, q, k
+
+
+def zero_if_finite(network):
+    """0.0, or NaN if a gradient is not finite, as a tensor: the first layers' gradients come from all others'."""
+    model = getattr(network, "module", network)
+    nets = (model.query_net, model.reference_net) if isinstance(model, FRGeo) else (model,)
+    first = [next((p.grad for p in net.parameters() if p.grad is not None), None) for net in nets]
+    return 0.0 * sum(gradient.double().sum() for gradient in first if gradient is not None)
 
 
 def compute_gradients(network, criterion, autocast, ground, aerial):

@@ -86,12 +86,17 @@ class SAM(torch.optim.Optimizer):
         """Return to w and step the base optimiser with the gradient found at w + e."""
         if self._origin is None:
             raise RuntimeError("second_step() needs a first_step() before it")
-        for params, values in self._origin:
-            torch._foreach_copy_(params, values)
-        self._origin = None
+        self.step_back()
         self.base_optimizer.step()
         if zero_grad:
             self.zero_grad()
+
+    @torch.no_grad()
+    def step_back(self):
+        """Return to w, if the parameters are at w + e."""
+        for params, values in self._origin or ():
+            torch._foreach_copy_(params, values)
+        self._origin = None
 
     def step(self, closure=None):
         """Both steps; `closure` zeroes the gradients, evaluates the model and runs backward.

@@ -257,3 +257,68 @@ def test_a_substitute_shares_no_tile_with_the_batch(roots, tmp_path):
         Path(path).write_bytes(b"")
     with pytest.raises(UserError, match="no other pair can take its place"):
         data.samples(batch)
+
+
+# Numbers that are not finite.
+
+
+@pytest.fixture
+def spoiled(monkeypatch):
+    """spoiled(*passes, what): make the gradients, or the loss, of these backward passes NaN, counted from 1."""
+
+    def spoil(*passes, what="gradient"):
+        compute, count = train.compute_gradients, []
+
+        def computed(network, criterion, *rest):
+            values, q, k = compute(network, criterion, *rest)
+            count.append(1)
+            if len(count) in passes and what == "gradient":
+                for parameter in network.parameters():
+                    parameter.grad.mul_(float("nan"))
+            return values * float("nan") if len(count) in passes and what == "loss" else values, q, k
+
+        monkeypatch.setattr(train, "compute_gradients", computed)
+
+    return spoil
+
+
+@pytest.mark.parametrize(("recipe", "passes"), [(ADAMW, 1), (ASAM, 2)])
+@pytest.mark.parametrize("what", ["gradient", "loss"])
+def test_what_is_not_finite_is_told_with_its_files(roots, tmp_path, refused, spoiled, recipe, passes, what):
+    run = [*flags(roots["cvusa"], tmp_path, *recipe), "--print-freq", "4"]
+    spoiled(5 * passes + 2 * passes - (passes - 1) * (what == "loss"), what=what)  # epoch 2, step 2 of 5
+    error = refused(train.main, *run)
+    assert "the loss or its gradient is not finite in epoch 2, step 2 (a batch of 8 pairs, " in error
+    assert f"the last checkpoint is {tmp_path}/checkpoint.pth.tar" in error
+    told = next(line for line in (tmp_path / "log.txt").read_text().splitlines() if "the batch of epoch 2" in line)
+    assert told.count("streetview/panos/") == told.count("bingmap/19/") == 8
+    assert load_checkpoint(tmp_path / "checkpoint.pth.tar")["epoch"] == 1
+
+
+@pytest.mark.parametrize(("recipe", "passes"), [(ADAMW, (3, 4)), (ASAM, (5, 8))])
+def test_patience_leaves_bad_steps_out(roots, tmp_path, refused, spoiled, recipe, passes):
+    """The first of SAM's passes, or the second. What came before a bad step is there afterwards, bit for bit."""
+    run = [*flags(roots["cvusa"], tmp_path, *recipe), "--nan-patience", "2", "--epochs", "1", "--print-freq", "1"]
+    seen, step = [], train.train_step
+
+    def watched(network, *rest):
+        before = {key: value.clone() for key, value in network.state_dict().items()}
+        result = step(network, *rest)
+        seen.append((equal(before, network.state_dict()), bool(result[0].isfinite().all())))
+        return result
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "train_step", watched)
+        spoiled(*passes)
+        train.main(run)
+    assert seen == [(False, True)] * 2 + [(True, False)] * 2 + [(False, True)]
+    log = (tmp_path / "log.txt").read_text()
+    assert log.count("the step is left out") == 2 and np.isfinite(history(tmp_path)[0]["loss"])
+    spoiled(*range(1, 9))
+    assert "so it was 3 times in a row (--nan-patience)" in refused(train.main, *run)
+
+
+def test_collapsing_descriptors_are_told(roots, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "COLLAPSED", -1.0)
+    train.main([*flags(roots["cvusa"], tmp_path, *ADAMW), "--epochs", "1", "--print-freq", "1"])
+    assert (tmp_path / "log.txt").read_text().count("descriptors are collapsing") == 1

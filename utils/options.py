@@ -355,6 +355,9 @@ def build_parser():
     add("recipe", "--mining", action="store_true", help="global hard-negative mining from the second epoch on")
     add("recipe", "--vigor-guard", default="strict", choices=("strict", "release"), help="VIGOR: strict keeps every "
         "false negative out of a batch; release checks as the published code does and lets some in (default: strict)")
+    add("machine", "--nan-patience", default=0, type=natural, metavar="N", help="steps in a row that may have a loss "
+        "or gradient that is not finite; such a step changes nothing, and every step waits for the device (default: 0, "
+        "stop at the first)")
     add("machine", "--eval-every", default=1, type=positive, metavar="N",
         help="evaluate every N epochs and after the last one (default: 1)")
     add("machine", "--eval-batch-size", default=32, type=positive, metavar="N",

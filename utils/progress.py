@@ -1,6 +1,6 @@
 """How far an epoch has come."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -17,6 +17,9 @@ class EpochProgress:
     totals: torch.Tensor  # (3,) float64 sums of loss, positive and negative similarity, of this process
     window: torch.Tensor  # the same since the last log line
     random: dict | None = None  # states of PyTorch's generators
+    recent: list = field(default_factory=list)  # (values, indices) of the steps since the last check
+    bad: int = 0  # steps in a row that were not taken
+    left_out: int = 0  # steps of the epoch that were not taken
 
     @classmethod
     def start(cls, inside, device):
@@ -29,12 +32,30 @@ class EpochProgress:
             return cls(0, 0.0, zeros, zeros.clone())
         ranks = inside["ranks"]
         own = ranks[distributed.rank()] if len(ranks) == distributed.world_size() else ranks[0] | {"random": None}
-        return cls(inside["step"], inside["seconds"], own["totals"].to(device), own["window"].to(device), own["random"])
+        totals, window = (own[name].to(device) for name in ("totals", "window"))
+        counts = {"bad": inside.get("bad", 0), "left_out": inside.get("left_out", 0)}
+        return cls(inside["step"], inside["seconds"], totals, window, own["random"], **counts)
 
-    def add(self, values):
+    def add(self, values, indices):
+        """Count a step with its (3,) values and the indices of its pairs."""
         self.step += 1
         self.totals += values
         self.window += values
+        self.recent.append((values, indices))
+        self.bad = 0
+
+    def leave_out(self):
+        """Count a step that was not taken."""
+        self.step += 1
+        self.bad += 1
+        self.left_out += 1
+
+    def first_bad(self):
+        """(step, indices) of the first step since the last call with a value that is not finite, or None; waits for
+        the device."""
+        recent, self.recent = self.recent, []
+        good = torch.stack([values for values, _ in recent]).isfinite().all(1).tolist() if recent else [True]
+        return None if all(good) else (self.step - len(recent) + 1 + good.index(False), recent[good.index(False)][1])
 
     def set_random(self, seed, epoch):
         """The epoch's random numbers from its beginning, or those that come next."""
@@ -52,6 +73,8 @@ class EpochProgress:
         own = {"totals": self.totals.cpu(), "window": self.window.cpu(), "random": random}
         return {
             "step": self.step,
+            "bad": self.bad,
+            "left_out": self.left_out,
             "seconds": self.seconds + seconds,
             "plan": torch.from_numpy(sampler.epoch_plan),
             "counts": sampler.counts,
