@@ -3,7 +3,6 @@
 import argparse
 import os
 import statistics
-import zipfile
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -12,7 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from utils.logging import on_terminal
-from utils.options import DATASETS, UserError, build_parser, check, complete, natural, positive
+from utils.options import DATASETS, UserError, build_parser, check, complete, explain, natural, positive
 from utils.run_files import DESCRIPTOR_FILES, RunFiles, read_json
 
 os.environ["MPLBACKEND"] = "Agg"  # figures go to files; no display is needed
@@ -106,7 +105,9 @@ def read_rows(path):
     """(rows, numbers) descriptors of a .npy file, as a memory map. Raises UserError if it holds none."""
     try:
         rows = np.load(path, mmap_mode="r")
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except Exception as error:  # whatever NumPy's reader meets in a damaged file
+        if explain(error):  # not the file's fault
+            raise
         raise UserError(f"{path} cannot be read as descriptors ({error}); pass what train.py -e wrote") from error
     if not isinstance(rows, np.ndarray) or rows.ndim != 2 or rows.dtype.kind != "f":
         found = f"{rows.dtype} {rows.shape}" if isinstance(rows, np.ndarray) else "several arrays"

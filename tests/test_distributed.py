@@ -305,6 +305,17 @@ def test_a_process_of_another_run_is_turned_away_and_missing_ones_are_counted(tm
     assert f"train.py: waiting for the other processes at {url}: 1 of 2 have come" in capfd.readouterr().err
 
 
+def test_the_rendezvous_listens_on_the_address_given():
+    port = distributed.free_port()
+    distributed.join(f"tcp://127.0.0.1:{port}", 1, 0, "gloo")
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=5).close()
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.2", port), timeout=5)
+    finally:
+        distributed.leave()
+
+
 def test_a_taken_port_is_told(roots, tmp_path, refused):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

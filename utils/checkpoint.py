@@ -63,16 +63,20 @@ def load_checkpoint(path, verified=False):
                     raise UserError(f"{path} is damaged: its part {damaged} fails its checksum; copy it again")
         with _numpy_scalars_allowed():
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    except UserError:
+        raise
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{path} cannot be read as a checkpoint: it is damaged, or holds Python objects, which could run code and "
             "are not loaded; copy it again, or save its state_dict alone"
         ) from error
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError, AttributeError, zipfile.BadZipFile) as error:
+    except Exception as error:  # whatever PyTorch's reader meets in a damaged file
         if explain(error):  # not the file's fault
             raise
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        raise UserError(f"{path} cannot be read as a checkpoint ({reason}); copy or download it again") from error
+        reason = ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])[:200]
+        raise UserError(
+            f"{path} cannot be read as a checkpoint: it is damaged, or none ({reason}); copy or download it again"
+        ) from error
     if not isinstance(state, dict):
         raise UserError(f"{path} holds a {type(state).__name__}; expected a checkpoint with a state_dict")
     return state

@@ -252,7 +252,7 @@ def join(url, world, own_rank, backend, limit=timedelta(minutes=30), run_id=""):
         _wait_for_all(store, own_rank, world, url, limit)
         store.set_timeout(limit)
         dist.init_process_group(backend, store=store, world_size=world, rank=own_rank, timeout=limit)
-    except (RuntimeError, ValueError) as error:  # DistNetworkError is a RuntimeError
+    except (RuntimeError, ValueError, OSError) as error:  # DistNetworkError is a RuntimeError
         if explain(error):  # not the address's fault
             raise
         first = str(error).strip().splitlines()[0]
@@ -270,6 +270,12 @@ def _meet(url, own_rank, world, limit):
     if not address.hostname or not address.port:
         raise ValueError("it names no host and port")
     own = {"is_master": own_rank == 0, "timeout": limit, "wait_for_workers": False}
+    if own_rank == 0:  # by itself, PyTorch would listen on every address of this machine
+        family, *_, (found, *_) = socket.getaddrinfo(address.hostname, address.port, type=socket.SOCK_STREAM)[0]
+        # Some systems let a machine's own name mean an address that no other machine reaches.
+        own_name = found.startswith("127.") and address.hostname not in ("localhost", found)
+        listening = socket.create_server(("" if own_name else found, address.port), family=family, backlog=2048)
+        own["master_listen_fd"] = listening.detach()
     return dist.TCPStore(address.hostname, address.port, world, **own), own_rank, world
 
 
