@@ -213,3 +213,31 @@ def test_a_machine_with_too_little_is_told_of(roots, tmp_path, limit, more, told
     done = subprocess.run(started, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert done.stderr.count("train.py: ") == 1 and told in done.stderr
+
+
+def test_nothing_grows_and_a_kill_leaves_nothing(roots, tmp_path):
+    """Memory and open files of a training with loader processes; what it leaves in /dev/shm and the temporary folder."""
+    temporary, out = tmp_path / "tmp", tmp_path / "run"
+    temporary.mkdir()
+    command = [sys.executable, train.__file__, *flags(roots["cvusa"], out, *ASAM, "-j", "1", "--epochs", "9999")]
+    before = set(Path("/dev/shm").iterdir())
+    run = subprocess.Popen(command, env=os.environ | {"TMPDIR": str(temporary)}, stdout=subprocess.DEVNULL)
+
+    def grown(epochs):
+        """MiB of memory and number of open files once so many epochs are done."""
+        while not (out / "metrics.jsonl").exists() or len(history(out)) < epochs:
+            assert run.poll() is None
+            time.sleep(0.05)
+        status = Path(f"/proc/{run.pid}/status").read_text()
+        return int(status.split("VmRSS:")[1].split()[0]) / 1024, len(os.listdir(f"/proc/{run.pid}/fd"))
+
+    (early, files), (late, more_files) = grown(10), grown(60)
+    run.kill()
+    run.wait()
+    assert late < 1.03 * early and abs(more_files - files) < 12  # batches that are on their way
+    for _ in range(100):  # loader processes notice within seconds that their parent has gone
+        left = [*temporary.iterdir(), *(set(Path("/dev/shm").iterdir()) - before)]
+        if not left:
+            return
+        time.sleep(0.1)
+    pytest.fail(f"left: {left}")
