@@ -381,6 +381,14 @@ def test_ctrl_c_ends_with_one_line_and_a_way_to_go_on(begun, tmp_path, more):
     assert load_checkpoint(tmp_path / "checkpoint.pth.tar")["epoch"] >= 2
 
 
+def test_a_killed_torchrun_takes_its_processes_with_it(roots, tmp_path):
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    run = start(*launcher, TRAIN, *flags(roots["cvusa"], tmp_path, *ASAM, "--epochs", "99999"), stdout=subprocess.PIPE)
+    next(line for line in run.stdout if "epoch 2 step" in line)
+    run.kill()
+    run.communicate(timeout=30)  # ends when the last process that holds its stdout has gone
+
+
 def test_a_killed_parent_takes_its_processes_with_it(begun):
     run = begun("epoch 2 step", *TWO, "--print-freq", "1")
     run.kill()  # as a scheduler does: the processes cannot be told

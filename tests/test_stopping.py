@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import OrderedDict
 from pathlib import Path
 
 import make_data
@@ -16,7 +17,7 @@ from make_data import ADAMW, ASAM, flags, history, record
 
 import train
 from scripts import kill_test
-from utils.checkpoint import load_checkpoint
+from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.loading import Feed
 from utils.options import UserError
 from utils.run_files import RunFiles
@@ -216,7 +217,7 @@ def test_a_machine_with_too_little_is_told_of(roots, tmp_path, limit, more, told
 
 
 def test_nothing_grows_and_a_kill_leaves_nothing(roots, tmp_path):
-    """Memory and open files of a training with loader processes; what it leaves in /dev/shm and the temporary folder."""
+    """Memory and open files of a training with loader processes; what it leaves in /dev/shm and the system's folder."""
     temporary, out = tmp_path / "tmp", tmp_path / "run"
     temporary.mkdir()
     command = [sys.executable, train.__file__, *flags(roots["cvusa"], out, *ASAM, "-j", "1", "--epochs", "9999")]
@@ -241,3 +242,38 @@ def test_nothing_grows_and_a_kill_leaves_nothing(roots, tmp_path):
             return
         time.sleep(0.1)
     pytest.fail(f"left: {left}")
+
+
+def test_ctrl_c_waits_until_a_checkpoint_is_written(tmp_path):
+    pressed = []
+
+    def handler(number, frame):
+        pressed.append(load_checkpoint(tmp_path / "a.pth.tar")["epoch"])
+        raise KeyboardInterrupt
+
+    class Pressed:
+        def __reduce__(self):  # called while the file is written
+            os.kill(os.getpid(), signal.SIGINT)
+            return OrderedDict, ()
+
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            save_checkpoint(tmp_path / "a.pth.tar", epoch=3, lists=Pressed())
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert pressed == [3]
+
+
+def test_six_ctrl_c_are_as_quiet_as_one(roots, tmp_path):
+    command = [sys.executable, train.__file__, *flags(roots["cvusa"], tmp_path, *ASAM, "-j", "1", "--epochs", "9999")]
+    pipe = {"stderr": subprocess.PIPE, "text": True, "start_new_session": True, "preexec_fn": make_data.heed_ctrl_c}
+    run = subprocess.Popen([*command, "--checkpoint-steps", "1"], stdout=subprocess.DEVNULL, **pipe)
+    while not (tmp_path / "metrics.jsonl").exists():
+        time.sleep(0.05)
+    for _ in range(6):
+        os.killpg(run.pid, signal.SIGINT)
+        time.sleep(0.02)
+    _, error = run.communicate(timeout=60)
+    assert run.returncode == 130
+    assert error == f"train.py: interrupted; continue with --resume {tmp_path}/checkpoint.pth.tar\n"

@@ -12,6 +12,7 @@ import torch
 
 from utils.options import UserError, explain
 from utils.run_files import RunFiles, whole_file
+from utils.stopping import ctrl_c_waits
 
 WHOLE = {"epoch", "state_dict", "best_acc1", "optimizer", "sampler"}  # what --resume requires
 ONLY_TO_RESUME = ("optimizer", "sampler", "criterion", "online", "average_steps", "line", "lists", "inside")
@@ -35,7 +36,7 @@ def save_checkpoint(path, before=None, **state):
     Raises:
         UserError: the file cannot be written.
     """
-    with whole_file(path, flush=True, before=before) as file:
+    with ctrl_c_waits(), whole_file(path, flush=True, before=before) as file:
         try:
             torch.save(state, file)
         except RuntimeError as error:  # PyTorch's words where a full disk has cut its file short

@@ -20,7 +20,7 @@ import torch.multiprocessing as mp
 
 from utils.options import StoppedError, UserError, explain
 from utils.stopping import forwarding, kill
-from utils.workers import busy_cores, cores, follow_parent, starting_workers
+from utils.workers import busy_cores, cores, end_with, follow_parent, starting_workers
 
 # Words of gloo and NCCL where a process has ended.
 LOST = ("Connection reset", "Connection closed", "Broken pipe", "remote process", "socketProgress", "Socket Timeout")
@@ -65,6 +65,7 @@ def launch(function, args):
         )
     args.processes_here = _processes(args)
     if torchrun:
+        end_with(os.getppid())
         own, world, local, args.processes_here = (int(os.environ.get(name, 1)) for name in TORCHRUN)
         return _in_group(function, args, "env://", own, world, local)
     if not args.multiprocessing_distributed:

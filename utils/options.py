@@ -87,10 +87,12 @@ def handle_errors(program, interrupted="interrupted"):
         if sys.stdout is not None:  # closed by `>&-`
             sys.stdout.flush()
     except StoppedError as stop:
+        _ignore_ctrl_c(program)
         by = "interrupted" if stop.number == signal.SIGINT else f"stopped by {signal.Signals(stop.number).name}"
         print(f"{program}: {by}; {stop.how}", file=sys.stderr)
         raise SystemExit(128 + stop.number) from None
     except KeyboardInterrupt:
+        _ignore_ctrl_c(program)
         print(f"{program}: {interrupted() if callable(interrupted) else interrupted}", file=sys.stderr)
         raise SystemExit(130) from None
     except Exception as error:
@@ -102,6 +104,12 @@ def handle_errors(program, interrupted="interrupted"):
             raise
         print(f"{program}: {sentence}", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+def _ignore_ctrl_c(program):
+    """Where the program is about to end: another Ctrl-C would only show what Python does at its end."""
+    if Path(sys.argv[0]).name == program and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _reader_has_gone(stream):

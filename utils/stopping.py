@@ -35,7 +35,7 @@ class Stopping:
 
         def note(number, frame):
             self._signal = number
-            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+            signal.signal(number, _interrupt_once if number == signal.SIGINT else signal.SIG_DFL)
 
         for number in heeded:
             signal.signal(number, note)
@@ -53,6 +53,28 @@ class Stopping:
             dist.all_reduce(asked, dist.ReduceOp.MAX, group=self._group)
             own = int(asked)
         return bool(own), own // 2
+
+
+def _interrupt_once(number, frame):
+    """Raise KeyboardInterrupt; more signals do not disturb what it sets off."""
+    signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+@contextmanager
+def ctrl_c_waits():
+    """Let a Ctrl-C in this block have its effect when the block ends: PyTorch's file writer does not survive one."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came, before = [], signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, lambda *_: came.append(True))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if came and callable(before):
+            before(signal.SIGINT, None)
 
 
 def ignore_in_loader(_):

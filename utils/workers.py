@@ -5,7 +5,7 @@ import signal
 import threading
 import time
 from contextlib import contextmanager
-from multiprocessing import connection, parent_process
+from multiprocessing import parent_process
 from pathlib import Path
 
 
@@ -43,8 +43,18 @@ def starting_workers():
 
 
 def follow_parent():
-    """Leave Ctrl-C to the parent process, and end with it however it ends. Does nothing in a main process."""
-    parent = parent_process()
-    if parent is not None:
+    """Leave Ctrl-C to the process that started this one, and end with it however it ends. Nothing in a main process."""
+    if (parent := parent_process()) is not None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        threading.Thread(target=lambda: (connection.wait([parent.sentinel]), os._exit(1)), daemon=True).start()
+        end_with(parent.pid)
+
+
+def end_with(parent, seconds=0.5):
+    """End this process within so many seconds after its parent has ended."""
+
+    def watch():
+        while os.getppid() == parent:
+            time.sleep(seconds)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
