@@ -379,7 +379,7 @@ def train_one_epoch(network, gradients, feed, training, args, device, epoch, sto
     lr, steps, first = training.optimizer.param_groups[0]["lr"], len(sampler), progress.step
     batches = feed.batches(train_set, list(sampler)[first:])  # draws a random number of its own, before these are set
     progress.set_random(args.seed, epoch)
-    saved, told = started, False
+    saved, told, shown = started, False, first
     for ground, aerial, index in progress_bar(batches, f"epoch {epoch + 1}", total=steps - first):
         ground, aerial = train_set.to_device(ground, device), train_set.to_device(aerial, device)
         autocast = precision(args, device)
@@ -412,8 +412,7 @@ def train_one_epoch(network, gradients, feed, training, args, device, epoch, sto
                 "weights (--weights PATH), or with --nan-patience"
             )
         if step % args.print_freq == 0 or step == steps:
-            count = args.print_freq if step % args.print_freq == 0 else step % args.print_freq
-            loss, positive, negative = (progress.window / count).tolist()
+            loss, positive, negative = progress.logged()
             if negative > COLLAPSED and not told:
                 log.warning(
                     "descriptors are collapsing: those of different places have a cosine similarity of %.3f; a lower "
@@ -421,13 +420,12 @@ def train_one_epoch(network, gradients, feed, training, args, device, epoch, sto
                     negative,
                 )  # fmt: skip
                 told = True
-            speed = 2 * sampler.batch_size * min(count, step - first) / (time.perf_counter() - last)
+            speed = 2 * sampler.batch_size * (step - shown) / (time.perf_counter() - last)
             log.info(
                 "epoch %d step %d/%d: loss %.4f, positive %.3f, negative %.3f, lr %.3g, %.1f images/s",
                 epoch + 1, step, steps, loss, positive, negative, lr, speed,
             )  # fmt: skip
-            progress.window.zero_()
-            last = time.perf_counter()
+            last, shown = time.perf_counter(), step
         if save and step < steps:  # else the epoch's end is saved next
             inside = progress.state(sampler, time.perf_counter() - started)
             if distributed.is_main():

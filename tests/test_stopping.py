@@ -159,12 +159,11 @@ def test_a_lock_ends_with_the_process_that_holds_it(tmp_path):
     if child == 0:
         time.sleep(60)
         os._exit(0)
-    os.close(files._lock)  # as the kernel does when this process is killed
+    files.close()  # as the kernel does when this process is killed
     code = f"from utils.run_files import RunFiles; RunFiles({str(tmp_path)!r}).open(training=True)"
     done = subprocess.run([sys.executable, "-c", code], cwd=Path(train.__file__).parent, capture_output=True, text=True)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
-    files._lock = None
     assert done.returncode == 0, done.stderr
 
 

@@ -16,6 +16,7 @@ class EpochProgress:
     seconds: float  # before a resume
     totals: torch.Tensor  # (3,) float64 sums of loss, positive and negative similarity, of this process
     window: torch.Tensor  # the same since the last log line
+    window_steps: int = 0  # steps in it
     random: dict | None = None  # states of PyTorch's generators
     recent: list = field(default_factory=list)  # (values, indices) of the steps since the last check
     bad: int = 0  # steps in a row that were not taken
@@ -33,16 +34,25 @@ class EpochProgress:
         ranks = inside["ranks"]
         own = ranks[distributed.rank()] if len(ranks) == distributed.world_size() else ranks[0] | {"random": None}
         totals, window = (own[name].to(device) for name in ("totals", "window"))
-        counts = {"bad": inside.get("bad", 0), "left_out": inside.get("left_out", 0)}
-        return cls(inside["step"], inside["seconds"], totals, window, own["random"], **counts)
+        counts = {name: inside.get(name, 0) for name in ("bad", "left_out")}
+        counts["window_steps"] = inside.get("window_steps", inside["step"])
+        return cls(inside["step"], inside["seconds"], totals, window, random=own["random"], **counts)
 
     def add(self, values, indices):
         """Count a step with its (3,) values and the indices of its pairs."""
         self.step += 1
         self.totals += values
         self.window += values
+        self.window_steps += 1
         self.recent.append((values, indices))
         self.bad = 0
+
+    def logged(self):
+        """Mean values since the last call, as numbers; waits for the device."""
+        means = (self.window / max(1, self.window_steps)).tolist()
+        self.window.zero_()
+        self.window_steps = 0
+        return means
 
     def leave_out(self):
         """Count a step that was not taken."""
@@ -73,6 +83,7 @@ class EpochProgress:
         own = {"totals": self.totals.cpu(), "window": self.window.cpu(), "random": random}
         return {
             "step": self.step,
+            "window_steps": self.window_steps,
             "bad": self.bad,
             "left_out": self.left_out,
             "seconds": self.seconds + seconds,
