@@ -5,6 +5,7 @@ import random
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections import OrderedDict
 from pathlib import Path
@@ -189,6 +190,15 @@ def test_a_loader_that_waits_too_long_names_the_file():
         next(batches)
 
 
+def test_a_temporary_folder_with_too_long_a_path_is_told(monkeypatch, tmp_path):
+    folder = tmp_path / ("x" * 80)
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    with pytest.raises(UserError, match=r"has too long a path for the sockets of loader processes; set TMPDIR"):
+        Feed([Stuck()], type("Args", (), {"workers": 1}), torch.device("cpu"))
+    Feed([Stuck()], type("Args", (), {"workers": 0}), torch.device("cpu"))
+
+
 TWO = ["--multiprocessing-distributed", "--nprocs", "2"]
 LARGE = ["--ground-size", "256", "1024", "--aerial-size", "512", "512", "-j", "2"]
 SMALL_SHM = "mount -t tmpfs -o size=2m tmpfs /dev/shm"
@@ -217,8 +227,7 @@ def test_a_machine_with_too_little_is_told_of(roots, tmp_path, limit, more, told
 
 def test_nothing_grows_and_a_kill_leaves_nothing(roots, tmp_path):
     """Memory and open files of a training with loader processes; what it leaves in /dev/shm and the system's folder."""
-    temporary, out = tmp_path / "tmp", tmp_path / "run"
-    temporary.mkdir()
+    temporary, out = Path(tempfile.mkdtemp()), tmp_path / "run"  # pytest's own folder has too long a path for sockets
     command = [sys.executable, train.__file__, *flags(roots["cvusa"], out, *ASAM, "-j", "1", "--epochs", "9999")]
     before = set(Path("/dev/shm").iterdir())
     run = subprocess.Popen(command, env=os.environ | {"TMPDIR": str(temporary)}, stdout=subprocess.DEVNULL)
@@ -238,9 +247,9 @@ def test_nothing_grows_and_a_kill_leaves_nothing(roots, tmp_path):
     for _ in range(100):  # loader processes notice within seconds that their parent has gone
         left = [*temporary.iterdir(), *(set(Path("/dev/shm").iterdir()) - before)]
         if not left:
-            return
+            return temporary.rmdir()
         time.sleep(0.1)
-    pytest.fail(f"left: {left}")
+    return pytest.fail(f"left: {left}")
 
 
 def test_ctrl_c_waits_until_a_checkpoint_is_written(tmp_path):

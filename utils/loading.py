@@ -2,6 +2,7 @@
 
 import os
 import resource
+import tempfile
 import time
 from multiprocessing import active_children
 
@@ -11,6 +12,9 @@ from utils import distributed
 from utils.logging import progress_bar
 from utils.options import UserError
 from utils.stopping import ignore_in_loader
+
+
+LONGEST_FOLDER = 75  # bytes; a socket's path has at most 107, of which Python's names in the folder take 32
 
 
 class Feed:
@@ -26,7 +30,9 @@ class Feed:
     def __init__(self, datasets, args, device):
         self.datasets, self._plan = list(datasets), _Plan()
         workers = distributed.loader_workers(args)
-        _allow_open_files(workers)
+        if workers:
+            _allow_open_files(workers)
+            _check_temporary_folder()
         self.minutes = getattr(args, "timeout", 0)
         self._loader = DataLoader(
             _Joined(self.datasets),
@@ -106,7 +112,7 @@ def _allow_open_files(workers):
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     opened = len(os.listdir("/dev/fd"))
     starting, working = opened + 5 * workers + 16, opened + 9 * workers + 64  # measured, and some more
-    if workers and soft < working and soft != resource.RLIM_INFINITY:
+    if soft < working and soft != resource.RLIM_INFINITY:
         soft = working if hard == resource.RLIM_INFINITY else min(working, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         if soft < starting:
@@ -114,6 +120,19 @@ def _allow_open_files(workers):
                 f"{soft} open files are too few for {workers} loader processes, which need {working}; use fewer "
                 f"--workers, or allow more (ulimit -n 4096)"
             )
+
+
+def _check_temporary_folder():
+    """Raises UserError if sockets in the folder for temporary files would have too long a path.
+
+    Loader processes send images through them; without one they would send nothing, and nobody would know.
+    """
+    folder = tempfile.gettempdir()
+    if len(os.fsencode(folder)) > LONGEST_FOLDER:
+        raise UserError(
+            f"the folder for temporary files, {folder}, has too long a path for the sockets of loader processes; set "
+            f"TMPDIR to one of at most {LONGEST_FOLDER} characters, or pass --workers 0"
+        )
 
 
 class _Plan:
