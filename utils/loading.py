@@ -13,7 +13,6 @@ from utils.logging import progress_bar
 from utils.options import UserError
 from utils.stopping import ignore_in_loader
 
-
 LONGEST_FOLDER = 75  # bytes; a socket's path has at most 107, of which Python's names in the folder take 32
 
 
