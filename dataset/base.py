@@ -27,7 +27,7 @@ from dataset.transforms import (
     turn_of,
     turn_pair,
 )
-from utils.options import UserError, explain
+from utils.options import UserError, scarcity
 from utils.paper import INPUT_SIZES
 
 VIEWS = ("pair", "ground", "aerial")
@@ -360,7 +360,7 @@ def read_lines(path):
             return found
         raise UserError(f"the list {path} is empty; copy it again")
     except (OSError, UnicodeDecodeError) as error:
-        if explain(error):  # not the file's fault
+        if scarcity(error):  # not the file's fault
             raise
         raise UserError(f"the list {path} cannot be read ({error}); copy it again") from error
 

@@ -9,7 +9,7 @@ import numpy as np
 from dataset.base import Listing, PairDataset, check_names
 from dataset.transforms import crop_middle_half
 from utils.geodesy import Positions
-from utils.options import UserError, explain
+from utils.options import UserError, scarcity
 
 INDEX_FIELDS = {
     "train": ("trainSet", "trainInd"),
@@ -112,7 +112,7 @@ def read_act_data(path, split):
         rows = np.atleast_1d(np.asarray(data[struct][field])).ravel().astype(np.int64) - 1  # MATLAB counts from 1
         utm = np.asarray(data["utm"], dtype=np.float64).reshape(-1, 2)
     except Exception as error:  # whatever SciPy's reader meets in a damaged file
-        if explain(error):  # not the file's fault
+        if scarcity(error):  # not the file's fault
             raise
         raise UserError(
             f"{path} cannot be read as CVACT's lists ({type(error).__name__}: {error}); expected panoIds, utm and "

@@ -6,7 +6,7 @@ import torch
 from PIL import Image, features
 from torch.utils.data import default_collate
 
-from utils.options import UserError, explain
+from utils.options import UserError, scarcity
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -80,7 +80,7 @@ def read_image(path, prepare=None):
                 raise ValueError("its 32-bit numbers are not colours; save it with 8 bits per channel")
             return image.convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        if explain(error):  # not the file's fault
+        if scarcity(error):  # not the file's fault
             raise
         raise UserError(f"{path} cannot be read as an image ({error}); replace the file or remove it") from error
 

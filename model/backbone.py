@@ -16,7 +16,7 @@ from torch import nn
 from model.convnext import FoldedBlock
 from model.depthwise import DepthwiseConv2d
 from utils.checkpoint import describe_misfits
-from utils.options import UserError, explain
+from utils.options import UserError, scarcity
 from utils.paper import TRANSGEO_ARCH
 
 # The ImageNet-1k weights that the published models start from.
@@ -130,7 +130,7 @@ def _create(arch, image_size, pretrained, any_size, layer_scale):
 
 
 def _unbuildable(arch, image_size, error):
-    if explain(error):  # too little memory
+    if scarcity(error):  # too little memory
         return error
     return UserError(
         f"--arch {arch} cannot be built for images of {image_size[0]} x {image_size[1]}: {error}; "

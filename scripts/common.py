@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from utils.logging import on_terminal
-from utils.options import DATASETS, UserError, build_parser, check, complete, explain, natural, positive
+from utils.options import DATASETS, UserError, build_parser, check, complete, natural, positive, scarcity
 from utils.run_files import DESCRIPTOR_FILES, RunFiles, read_json
 
 os.environ["MPLBACKEND"] = "Agg"  # figures go to files; no display is needed
@@ -106,7 +106,7 @@ def read_rows(path):
     try:
         rows = np.load(path, mmap_mode="r")
     except Exception as error:  # whatever NumPy's reader meets in a damaged file
-        if explain(error):  # not the file's fault
+        if scarcity(error):  # not the file's fault
             raise
         raise UserError(f"{path} cannot be read as descriptors ({error}); pass what train.py -e wrote") from error
     if not isinstance(rows, np.ndarray) or rows.ndim != 2 or rows.dtype.kind != "f":

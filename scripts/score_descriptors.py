@@ -57,7 +57,8 @@ def score_folder(folder, flags, out=None):
     metrics = score(descriptors[:1], descriptors[1], query, choose_device(args.device), regions)
     if out is not None:
         files = RunFiles(out)
-        print(*files.open(training=False), sep="\n", end="")
+        for sentence in files.open(training=False):
+            print(sentence)
         record(metrics, datasets, args, files, made_by.get("weights", folder), made_by.get("epoch"), started)
     sizes = f"{len(query)} queries, gallery of {len(reference)}"
     print(f"{run_name(args)} {query.split}: {describe_metrics(metrics)} ({sizes})")

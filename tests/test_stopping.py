@@ -217,7 +217,7 @@ SMALL_SHM = "mount -t tmpfs -o size=2m tmpfs /dev/shm"
 def test_a_machine_with_too_little_is_told_of(roots, tmp_path, limit, more, told):
     isolated = ["unshare", "-rm"] if limit == SMALL_SHM else []
     if isolated and subprocess.run([*isolated, "sh", "-c", limit], capture_output=True).returncode:
-        pytest.skip("no mounts here")
+        pytest.skip("this system lets no test mount a small /dev/shm")
     command = [sys.executable, train.__file__, *flags(roots["cvusa"], tmp_path / "run", *ADAMW), *more]
     started = [*isolated, "sh", "-c", f'{limit} && exec "$@"', "sh", *command]
     done = subprocess.run(started, capture_output=True, text=True, timeout=120)

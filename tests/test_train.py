@@ -88,7 +88,7 @@ def test_a_search_finds_the_north_of_turned_panoramas(easy, tmp_path):
 def test_freed_memory_is_kept_where_the_c_library_is_glibc():
     libc = pytest.importorskip("ctypes").CDLL(None)
     if not hasattr(libc, "mallopt"):
-        pytest.skip("not glibc")
+        pytest.skip("the C library is not glibc, whose setting this is")
     set_kernels(deterministic=False)
     assert all(libc.mallopt(parameter, value) == 1 for parameter, value in KEEP_FREED.items())
 

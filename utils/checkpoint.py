@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from utils.options import UserError, explain
+from utils.options import UserError, scarcity
 from utils.run_files import RunFiles, whole_file
 from utils.stopping import ctrl_c_waits
 
@@ -72,7 +72,7 @@ def load_checkpoint(path, verified=False):
             "are not loaded; copy it again, or save its state_dict alone"
         ) from error
     except Exception as error:  # whatever PyTorch's reader meets in a damaged file
-        if explain(error):  # not the file's fault
+        if scarcity(error):  # not the file's fault
             raise
         reason = ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])[:200]
         raise UserError(

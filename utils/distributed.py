@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from utils.options import StoppedError, UserError, explain
+from utils.options import StoppedError, UserError, explain, scarcity
 from utils.stopping import forwarding, kill
 from utils.workers import busy_cores, cores, end_with, follow_parent, starting_workers
 
@@ -254,7 +254,7 @@ def join(url, world, own_rank, backend, limit=timedelta(minutes=30), run_id=""):
         store.set_timeout(limit)
         dist.init_process_group(backend, store=store, world_size=world, rank=own_rank, timeout=limit)
     except (RuntimeError, ValueError, OSError) as error:  # DistNetworkError is a RuntimeError
-        if explain(error):  # not the address's fault
+        if scarcity(error):  # not the address's fault
             raise
         first = str(error).strip().splitlines()[0]
         raise UserError(

@@ -129,9 +129,12 @@ def explain(error):
     """The sentence for an error that the user can do something about, None for a bug; called where the program ends."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler raises if a loader process died, here as well
+    return error.sentence() if isinstance(error, UserError) else scarcity(error)
+
+
+def scarcity(error):
+    """The sentence for an error that a lack of memory, space or files, or a killed process has caused, else None."""
     text = str(error).strip()
-    if isinstance(error, UserError):
-        return error.sentence()
     first = text.splitlines()[0] if text else type(error).__name__
     number = error.errno if isinstance(error, OSError) else None
     shared = number in FULL_DISK and _raised_in(error, "multiprocessing")  # a semaphore
